@@ -1,0 +1,88 @@
+"""A supervised child process: it may crash, hang or eat memory, and only its request is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+
+
+class ChildDied(Exception):
+    """The child ended without an answer. code: its exit status, negative for a signal."""
+
+    def __init__(self, code: int) -> None:
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        super().__init__(name)
+        self.code = code
+
+
+class ChildTimedOut(Exception):
+    """The child gave no answer in time and was killed."""
+
+
+class Child:
+    """Runs `python -m MODULE` and exchanges byte messages with it; started at first use.
+
+    The child inherits one end of a socket pair as the file descriptor named in its last argument,
+    and nothing else but the standard streams.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[bytes, bytes] | None = None
+
+    def ask(self, message: bytes, timeout_s: float) -> bytes:
+        """Sends a request and waits for its answer. ChildDied and ChildTimedOut end the child; the
+        next request starts a new one."""
+        connection = self._started()
+        try:
+            connection.send_bytes(message)
+            if not connection.poll(timeout_s):
+                self.stop()
+                raise ChildTimedOut(f"no answer within {timeout_s:.0f} s")
+            return connection.recv_bytes()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise ChildDied(self.stop()) from None
+
+    def stop(self) -> int:
+        """Kills the child if it runs; its exit status, negative for the signal that ended it."""
+        process, self._process = self._process, None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if process is None:
+            return 0
+        try:
+            # A child that closed its end is dying by itself: its own status tells why.
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def _started(self) -> Connection[bytes, bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        if self._connection is None:
+            ours, theirs = socket.socketpair()
+            path = os.pathsep.join(p for p in sys.path if p)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", self.module, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                )
+            self._connection = Connection(ours.detach())
+        return self._connection
+
+    def __del__(self) -> None:
+        if self._process is not None:
+            self._process.kill()

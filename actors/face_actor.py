@@ -1,0 +1,123 @@
+"""Face actors: CPU workers that supervise a decoding child and never touch a video themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from actors.child import Child, ChildDied, ChildTimedOut
+from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from pipeline.decode import VideoInfo
+from pipeline.errors import Reason
+from pipeline.faces.align import CropSpec
+from pipeline.schema import FACES_ROW, SEGMENT_ROW
+from pipeline.segments import failed_segment, failed_video, segment_rows, without_faces
+
+_START_TIMEOUT_S = 120.0
+_MAX_LONGEST_SEGMENT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """What a face actor needs to know; storage_options may be secret."""
+
+    decode: DecodeConfig
+    faces: FacesConfig
+    windows: WindowsConfig
+    limits: LimitsConfig
+    crop: CropSpec
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def message(self) -> bytes:
+        """The settings as the child reads them."""
+        return json.dumps(
+            {
+                "memory_mb": self.limits.child_memory_mb,
+                "decode": self.decode.model_dump(),
+                "faces": self.faces.model_dump(),
+                "windows": self.windows.model_dump(),
+                "crop": asdict(self.crop),
+                "storage_options": self.storage_options,
+            }
+        ).encode()
+
+
+class _Decoder:
+    """The child with its settings: requests in, answers or a reason why there is none out."""
+
+    def __init__(self, settings: FaceSettings) -> None:
+        self.settings = settings
+        self._child = Child("actors.face_child")
+
+    def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
+        if self._child.pid is None:
+            self._child.ask(self.settings.message(), _START_TIMEOUT_S)
+        try:
+            return self._child.ask(json.dumps(request).encode(), timeout_s)
+        except ChildTimedOut as error:
+            return "timeout", str(error)
+        except ChildDied as error:
+            return "decoder_crashed", f"the decoding process ended by {error}"
+
+
+class SegmentPlanner:
+    """Videos (schema.VIDEO_ROW) -> their segments (schema.SEGMENT_ROW), headers read by a child."""
+
+    def __init__(self, settings: FaceSettings) -> None:
+        self.settings = settings
+        self._decoder = _Decoder(settings)
+
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        rows = [row for video in videos.to_pylist() for row in self._segments(video)]
+        return pa.Table.from_pylist(rows, SEGMENT_ROW)
+
+    def _segments(self, video: dict[str, Any]) -> list[dict[str, Any]]:
+        if video["missing"] is not None:
+            return [failed_video(video, video["missing"], f"{video['uri']} cannot be read")]
+        limit = self.settings.limits.segment_timeout_seconds
+        answer = self._decoder.ask({"probe": video["uri"]}, limit)
+        if isinstance(answer, tuple):
+            return [failed_video(video, *answer)]
+        told = json.loads(answer)
+        if "reason" in told:
+            return [failed_video(video, told["reason"], told["detail"])]
+        return segment_rows(video, VideoInfo(**told), self.settings.decode)
+
+
+class FaceActor:
+    """Segments (schema.SEGMENT_ROW) -> the same rows with their faces (schema.FACES_ROW)."""
+
+    def __init__(self, settings: FaceSettings) -> None:
+        self.settings = settings
+        self._decoder = _Decoder(settings)
+
+    def __call__(self, segments: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._found(row) for row in segments.to_pylist()])
+
+    def _found(self, segment: dict[str, Any]) -> pa.Table:
+        if segment["failed"]:
+            return _as_row(without_faces(segment))
+        timeout_s = self._timeout(segment)
+        answer = self._decoder.ask({"faces": _finite(segment)}, timeout_s)
+        if isinstance(answer, tuple):
+            return _as_row(without_faces(failed_segment(segment, *answer), timeout_s))
+        return pa.ipc.open_stream(answer).read_all()
+
+    def _timeout(self, segment: dict[str, Any]) -> float:
+        limits = self.settings.limits
+        end = min(segment["end_s"], segment["duration_s"] or self.settings.decode.segment_seconds)
+        length = min(max(end - segment["start_s"], 0.0), _MAX_LONGEST_SEGMENT_S)
+        return limits.segment_timeout_seconds + limits.timeout_per_video_second * length
+
+
+def _finite(segment: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: an open end goes as null."""
+    return segment | {"end_s": None if math.isinf(segment["end_s"]) else segment["end_s"]}
+
+
+def _as_row(row: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([row], FACES_ROW)

@@ -1,0 +1,150 @@
+"""The child of a face actor: the only process that touches untrusted bytes.
+
+Requests are JSON, answers Arrow (rows) or JSON; nothing is unpickled on either side. It dies with
+its parent, and its address space is limited, so a file that eats memory ends this process alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import math
+import resource
+import signal
+import sys
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import av
+import pyarrow as pa
+
+from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
+from pipeline.decode import Ending, Source, probe, sampled_frames
+from pipeline.errors import VideoError
+from pipeline.faces.align import CropSpec
+from pipeline.schema import FACES_ROW
+from pipeline.segments import failed_segment, without_faces
+from pipeline.storage import Storage, is_local
+
+if TYPE_CHECKING:
+    from pipeline.faces.stage import FaceStage
+
+_PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+
+
+def main() -> None:
+    connection: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
+    _die_with_parent()
+    av.logging.set_level(None)
+    settings = json.loads(connection.recv_bytes())
+    limit = settings["memory_mb"] * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    worker = _Worker(settings)
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        connection.send_bytes(worker.answer(request))
+
+
+class _Worker:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.decode = DecodeConfig(**settings["decode"])
+        self.faces = FacesConfig(**settings["faces"])
+        self.windows = WindowsConfig(**settings["windows"])
+        self.crop = CropSpec(**settings["crop"])
+        self.storage = Storage(settings["storage_options"])
+        self._stage: FaceStage | None = None
+
+    def answer(self, request: dict[str, Any]) -> bytes:
+        """{"probe": uri} -> JSON of VideoInfo, or of reason and detail; {"faces": segment} -> an
+        Arrow stream of one row of schema.FACES_ROW."""
+        if "probe" in request:
+            try:
+                return json.dumps(asdict(self._probe(request["probe"]))).encode()
+            except Exception as error:
+                return json.dumps(_told(error)).encode()
+        return _as_arrow(self._find_faces(request["faces"]))
+
+    def _probe(self, uri: str) -> Any:
+        return probe(self._source(uri))
+
+    def _find_faces(self, segment: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        ending = Ending()
+        try:
+            stage = self._face_stage()
+            start_s = segment["start_s"]
+            end_s = math.inf if segment["end_s"] is None else segment["end_s"]
+            segment["end_s"] = end_s
+            frames = sampled_frames(
+                self._source(segment["uri"]), self.decode, start_s, end_s, ending
+            )
+            found = stage(frames, min(end_s, segment["duration_s"] or math.inf))
+        except Exception as error:
+            told = _told(error)
+            failed = failed_segment(segment, told["reason"], told["detail"])
+            return without_faces(failed, time.monotonic() - started)
+        if ending.truncated:
+            segment |= {"reason": "truncated", "detail": ending.detail}
+        return segment | {
+            "tracks": found.tracks,
+            "windows": found.windows,
+            "frames_seen": found.frames_seen,
+            "video_seconds": found.seen_s,
+            "face_seconds": time.monotonic() - started,
+        }
+
+    def _face_stage(self) -> FaceStage:
+        if self._stage is None:
+            # Torch is imported for the first segment, so that a child which only probes stays small.
+            import torch
+
+            from pipeline.faces.stage import FaceStage
+
+            torch.set_num_threads(1)
+            self._stage = FaceStage(self.faces, self.windows, self.crop, self.decode.sample_fps)
+        return self._stage
+
+    def _source(self, uri: str) -> Source:
+        fs, path = self.storage.locate(uri)
+        if is_local(fs):
+            return path
+        return fs.open(path, "rb")
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """reason and detail of whatever went wrong with a video."""
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, VideoError):
+        return {"reason": error.reason, "detail": error.detail}
+    if isinstance(error, MemoryError) or "allocate memory" in words:
+        return {"reason": "out_of_memory", "detail": words or "memory ran out"}
+    if isinstance(error, FileNotFoundError):
+        return {"reason": "not_found", "detail": words}
+    if isinstance(error, OSError):
+        return {"reason": "storage_error", "detail": words}
+    return {"reason": "decode_error", "detail": f"{type(error).__name__}: {words}"}
+
+
+def _as_arrow(row: dict[str, Any]) -> bytes:
+    table = pa.Table.from_pylist([row], FACES_ROW)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, FACES_ROW) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""`emolake annotate`: the main job from input to a settled lake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import secrets
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from jobs.cli import EXIT_TOO_MANY_FAILED, print_json
+from jobs.progress import Progress
+from jobs.setup import Setting, read_setting, read_videos
+from pipeline.corpus import Video
+from pipeline.errors import UserError
+from pipeline.lake.commit import RunStamp
+from pipeline.lake.layout import RUNS
+from pipeline.lake.lease import Fence, Lease
+from pipeline.lake.ledger import newest_versions, video_states
+from pipeline.lake.recovery import remove_orphans, remove_stale_rows
+from pipeline.planning import Plan
+from pipeline.storage import write_whole
+
+_VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
+
+
+def annotate_command(options: argparse.Namespace) -> int:
+    setting = read_setting(options)
+    run_id = _run_id(options.run_id)
+    videos = read_videos(options, setting.storage)
+    setting.plan(videos)  # its refusals come before anything is written
+    started = datetime.now(UTC)
+    run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
+    try:
+        lease = Lease.acquire(setting.lake, run_id)
+    except OSError as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(f"output {setting.lake.uri} cannot be written: {words}") from None
+    with Progress(0, quiet=options.quiet or options.json) as progress:
+        try:
+            result = _run(setting, run, videos, lease.fence, progress)
+        finally:
+            lease.release()
+    record = json.dumps(result, indent=2, default=str).encode()
+    write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+    if options.json:
+        print_json(result)
+    else:
+        print(_summary(result))
+    failed, total = result["videos"]["failed"], result["videos"]["total"]
+    tried = total - result["videos"]["skipped"]
+    if tried and failed / tried > setting.config.limits.max_failed_fraction:
+        print(f"emolake: {failed} of {tried} videos failed", file=sys.stderr)
+        return EXIT_TOO_MANY_FAILED
+    return 0
+
+
+def _run(
+    setting: Setting, run: RunStamp, videos: list[Video], fence: Fence, progress: Progress
+) -> dict[str, Any]:
+    clock = time.monotonic()
+    remove_orphans(setting.lake)
+    # What a killed run left half replaced is finished before it is planned on.
+    remove_stale_rows(setting.lake, fence)
+    plan = setting.plan(videos)
+    progress.total = plan.todo.num_rows
+    progress.tally.started = time.monotonic()
+    if plan.todo.num_rows:
+        progress.say(f"run {run.run_id}: {_told(plan)}")
+        _annotate(setting, run, plan, fence, progress)
+        remove_orphans(setting.lake)
+        remove_stale_rows(setting.lake, fence)
+    else:
+        progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
+    return _result(setting, run, plan, progress, time.monotonic() - clock)
+
+
+def _annotate(
+    setting: Setting, run: RunStamp, plan: Plan, fence: Fence, progress: Progress
+) -> None:
+    # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
+    import ray
+
+    from jobs.flow import annotated, start_ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        start_ray(setting.config.resources)
+    try:
+        for row in annotated(plan, setting, run, fence):
+            progress.add(row)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _result(
+    setting: Setting, run: RunStamp, plan: Plan, progress: Progress, wall_seconds: float
+) -> dict[str, Any]:
+    done = set(plan.todo["video_id"].to_pylist())
+    states = video_states(newest_versions(setting.ledger().rows))
+    count = Counter(state.state for video_id, state in states.items() if video_id in done)
+    tally = progress.tally
+    return {
+        "run_id": run.run_id,
+        "output": setting.lake.uri,
+        "model": {"name": setting.model.name, "revision": setting.model_revision},
+        "videos": {
+            "total": plan.total,
+            **{name: count[name] for name in ("annotated", "no_face", "failed")},
+            "skipped": sum(plan.why_skipped.values()),
+        },
+        "segments": tally.segments,
+        "tracks": tally.tracks,
+        "windows": tally.windows,
+        "video_seconds": round(tally.video_seconds, 3),
+        "wall_seconds": round(wall_seconds, 3),
+        "stages": tally.stages(),
+        "skipped_because": dict(plan.why_skipped),
+        "versions": _versions(),
+        "config": setting.config.model_dump(mode="json"),
+        "config_hash": run.config_hash,
+        "storage_options": sorted(setting.storage.options),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _run_id(given: str | None) -> str:
+    if given is None:
+        return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", given):
+        raise UserError(f"--run-id {given!r} may hold letters, digits, '.', '_' and '-' only")
+    return given
+
+
+def _told(plan: Plan) -> str:
+    todo = ", ".join(f"{n} {why}" for why, n in plan.why_done.items()) or "none"
+    skipped = ", ".join(f"{n} {why}" for why, n in plan.why_skipped.items()) or "none"
+    return f"{plan.total} videos: to do {todo}; skipped {skipped}"
+
+
+def _versions() -> dict[str, str]:
+    told = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            told[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return told
+
+
+def _summary(result: dict[str, Any]) -> str:
+    videos = result["videos"]
+    lines = [
+        f"run {result['run_id']} -> {result['output']}",
+        f"videos: {videos['total']} in all: {videos['annotated']} annotated, "
+        f"{videos['no_face']} without a face, {videos['failed']} failed, "
+        f"{videos['skipped']} skipped",
+    ]
+    if result["segments"]:
+        lines.append(
+            f"{result['segments']} segments, {result['tracks']} face tracks, "
+            f"{result['windows']} windows; {result['video_seconds']:.0f} s of video in "
+            f"{result['wall_seconds']:.1f} s"
+        )
+    else:
+        lines.append("nothing was left to do")
+    return "\n".join(lines)

@@ -1,0 +1,237 @@
+"""The command line. Each command's module is imported only when it is called: `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.errors import EmolakeError, UserError
+
+EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit code of the contract."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
+    try:
+        options = _parser().parse_args(arguments)
+        command = importlib.import_module(f"jobs.{options.module}")
+        code: int = getattr(command, options.function)(options)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        _complain(error)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("interrupted; what was committed stays, the same command resumes", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`emolake status | head`); nothing more can be told to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not quiet_trace and not isinstance(error, EmolakeError):
+            raise
+        _complain(error)
+        return EXIT_FAILED
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _complain(error: Exception) -> None:
+    name = "" if isinstance(error, EmolakeError) else f"{type(error).__name__}: "
+    print(f"emolake: {name}{' '.join(str(error).split())[:1000]}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable results: standard output carries nothing else."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="emolake", description="Annotate video archives with facial emotions.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _annotate(commands)
+    _plan(commands)
+    _status(commands)
+    _models(commands)
+    _evaluate(commands)
+    _tune(commands)
+    _bench(commands)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"emolake {version('emolake')}"
+
+
+def _add(commands: Any, name: str, function: str, summary: str, example: str) -> Any:
+    module, _, attribute = function.partition(":")
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example: {example}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(module=module, function=attribute)
+    return parser
+
+
+def _annotate(commands: Any) -> None:
+    parser = _add(
+        commands, "annotate", "annotate:annotate_command",
+        "find the faces of videos and write their emotions as Parquet",
+        "emolake annotate s3://archive/2024/ --output s3://lake/emotions --corpus news",
+    )  # fmt: skip
+    _input_options(parser)
+    parser.add_argument("--run-id", metavar="ID", help="name of this run (default: made from time)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    _json_option(parser)
+
+
+def _plan(commands: Any) -> None:
+    parser = _add(
+        commands, "plan", "plan:plan_command",
+        "count what annotate would do and what it would skip, and why",
+        "emolake plan videos/ --output out/",
+    )  # fmt: skip
+    _input_options(parser)
+    _json_option(parser)
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", nargs="+", metavar="INPUT", help="file, folder, glob, fsspec URI or manifest"
+    )
+    parser.add_argument("--output", required=True, metavar="URI", help="where the tables stand")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of options")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="one option, for example faces.min_face=32; repeatable, wins over the file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="embedded model or model folder (emo-llama-tiny)"
+    )
+    parser.add_argument("--corpus", metavar="NAME", help="partition the rows go to (default)")
+    parser.add_argument(
+        "--reprocess", action="store_true", help="do all again; new rows replace the old ones"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try also what failed for good before"
+    )
+    _storage_option(parser)
+
+
+def _status(commands: Any) -> None:
+    parser = _add(
+        commands, "status", "status:status_command",
+        "show the ledger: videos by state, failures by reason, runs",
+        "emolake status out/",
+    )  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    _storage_option(parser)
+    _json_option(parser)
+
+
+def _models(commands: Any) -> None:
+    models = commands.add_parser("models", help="list, show and verify models")
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _add(
+        actions, "list", "models:list_command", "list the embedded models", "emolake models list"
+    )
+    _json_option(listing)
+    show = _add(
+        actions, "show", "models:show_command", "show a model's card and sizes",
+        "emolake models show emo-llama-tiny",
+    )  # fmt: skip
+    show.add_argument("name", metavar="NAME", help="embedded model or model folder")
+    _json_option(show)
+    verify = _add(
+        actions, "verify", "models:verify_command",
+        "compare our arithmetic with a published implementation's golden case",
+        "emolake models verify golden/llamavid_a",
+    )  # fmt: skip
+    verify.add_argument("case", type=Path, metavar="CASE_DIR", help="folder of the case")
+    _json_option(verify)
+
+
+def _evaluate(commands: Any) -> None:
+    parser = _add(
+        commands, "evaluate", "evaluate:evaluate_command",
+        "score a model on a labelled table of face pictures",
+        "emolake evaluate --model emo-llama-tiny --data fer2013_valid.parquet",
+    )  # fmt: skip
+    parser.add_argument("--model", default="emo-llama-tiny", metavar="M", help="name or folder")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="Parquet with image and label"
+    )
+    parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
+    _json_option(parser)
+
+
+def _tune(commands: Any) -> None:
+    parser = _add(
+        commands, "tune", "tune:tune_command",
+        "train a model on labelled face pictures; started again it resumes",
+        "emolake tune --config emo-llama-tiny --set data.train=train.parquet --output my-model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML, or the name of an embedded recipe"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="one option of the recipe, for example data.train=FILE; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="model folder to write"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (torch's default)")
+    _json_option(parser)
+
+
+def _bench(commands: Any) -> None:
+    parser = _add(
+        commands, "bench", "bench:bench_command",
+        "measure against a peer in the same run (docs/benchmarks.md)",
+        "emolake bench faces --clips clips/ --json",
+    )  # fmt: skip
+    parser.add_argument("name", choices=("faces", "annotate", "startup"), help="what to measure")
+    parser.add_argument(
+        "--clips", type=Path, metavar="DIR", help="folder of videos (default: the demo's)"
+    )
+    _json_option(parser)
+
+
+def _storage_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE",
+        dest="storage_options",
+        help="passed to fsspec, for example endpoint_url=http://host:9000; repeatable",
+    )  # fmt: skip
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable result")

@@ -1,0 +1,160 @@
+"""The main job as a Ray Data graph: the one place where the stages meet Ray.
+
+videos -> segments -> faces (CPU actors) -> annotations (GPU actors) -> committed rows. One row in,
+one row out from segments on, so a segment has exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from actors.annotation_actor import AnnotationActor, AnnotationSettings
+from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from jobs.setup import Setting
+from pipeline.config import ResourcesConfig
+from pipeline.lake.commit import RunStamp, commit_segments, segment_state
+from pipeline.lake.layout import Lake
+from pipeline.lake.lease import Fence
+from pipeline.planning import Plan
+from pipeline.schema import COMMITTED_ROW
+
+# Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
+# pools that hold nearly all of a small machine.
+_TASK_CPUS = 0.1
+_CPU_ANNOTATION_CPUS = 0.5
+_VIDEOS_PER_BLOCK = 32
+_SEGMENTS_PER_MODEL_CALL = 4
+
+
+def start_ray(resources: ResourcesConfig) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine without dashboard."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(
+            num_cpus=_cores() + 1,
+            object_store_memory=resources.object_store_mb * 1024 * 1024,
+            include_dashboard=False,
+            **quiet,
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def pool_sizes(resources: ResourcesConfig) -> tuple[int, int, float]:
+    """Face actors, annotation actors, GPUs per annotation actor, for the Ray that is running."""
+    total = ray.cluster_resources()
+    gpus = resources.gpus_per_annotation_actor
+    if gpus is None:
+        gpus = 1.0 if total.get("GPU", 0) >= 1 else 0.0
+    annotation = resources.annotation_actors
+    if annotation is None:
+        annotation = max(1, int(total.get("GPU", 0) / gpus)) if gpus else 1
+    face = resources.face_actors
+    if face is None:
+        # On a machine of our own one logical CPU was added for the pieces between the pools.
+        cpus = _cores() if not os.environ.get("RAY_ADDRESS") else int(total.get("CPU", 1)) - 1
+        face = max(1, cpus - 1)
+    return face, annotation, gpus
+
+
+def annotated(
+    plan: Plan, setting: Setting, run: RunStamp, fence: Fence
+) -> Iterator[dict[str, Any]]:
+    """Runs the job; yields a row of schema.COMMITTED_ROW for each segment as it is committed."""
+    config = setting.config
+    faces, annotators, gpus = pool_sizes(config.resources)
+    settings = FaceSettings(
+        config.decode,
+        config.faces,
+        config.windows,
+        config.limits,
+        setting.model.crop,
+        dict(setting.storage.options),
+    )
+    dataset = _videos(plan.todo, faces)
+    dataset = dataset.map_batches(
+        plan_segments,  # type: ignore[arg-type]
+        fn_kwargs={"settings": settings},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=_TASK_CPUS,
+    )
+    dataset = dataset.repartition(target_num_rows_per_block=1)
+    dataset = dataset.map_batches(
+        FaceActor,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=faces, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+    )
+    dataset = dataset.map_batches(
+        AnnotationActor,
+        fn_constructor_args=(AnnotationSettings(config.model, config.annotator),),
+        batch_size=_SEGMENTS_PER_MODEL_CALL if gpus else 1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=annotators, max_tasks_in_flight_per_actor=2),
+        num_cpus=1 if gpus else _CPU_ANNOTATION_CPUS,
+        num_gpus=gpus or None,
+    )
+    dataset = dataset.map_batches(
+        write_segments,  # type: ignore[arg-type]
+        fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
+        batch_size=config.resources.segments_per_commit,
+        batch_format="pyarrow",
+        num_cpus=_TASK_CPUS,
+    )
+    yield from dataset.iter_rows()
+
+
+def _videos(todo: pa.Table, faces: int) -> Dataset:
+    blocks = max(1, min(2 * faces, todo.num_rows), -(-todo.num_rows // _VIDEOS_PER_BLOCK))
+    size = -(-todo.num_rows // blocks)
+    return ray.data.from_arrow([todo.slice(at, size) for at in range(0, todo.num_rows, size)])
+
+
+def plan_segments(videos: pa.Table, settings: FaceSettings) -> pa.Table:
+    return SegmentPlanner(settings)(videos)
+
+
+def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) -> pa.Table:
+    """The write task: commits whole segments, and tells the driver what it committed."""
+    started = time.monotonic()
+    rows = segments.to_pylist()
+    commit_segments(lake, rows, run, fence)
+    share = (time.monotonic() - started) / max(len(rows), 1)
+    told = [
+        {
+            "video_id": row["video_id"],
+            "segment": row["segment"],
+            "state": segment_state(row),
+            "reason": row["reason"],
+            "n_tracks": len(row["tracks"]),
+            "n_windows": len(row["annotations"]),
+            "video_seconds": row["video_seconds"],
+            "face_seconds": row["face_seconds"],
+            "annotate_seconds": row["annotate_seconds"],
+            "write_seconds": share,
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(told, COMMITTED_ROW)
+
+
+def _cores() -> int:
+    """CPUs this process may use (a container's share, where affinity shows it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

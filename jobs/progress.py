@@ -1,0 +1,130 @@
+"""What a person reads while a run goes on: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+_LINE_EVERY_S = 10.0
+STAGES = ("faces", "annotate", "write")
+
+
+@dataclass
+class Tally:
+    """Running sums over committed segments; `stages` of run.json comes from it."""
+
+    started: float = field(default_factory=time.monotonic)
+    segments: int = 0
+    tracks: int = 0
+    windows: int = 0
+    video_seconds: float = 0.0
+    states: Counter[str] = field(default_factory=Counter)
+    busy: Counter[str] = field(default_factory=Counter)
+    videos: set[str] = field(default_factory=set)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """row: schema.COMMITTED_ROW."""
+        self.segments += 1
+        self.tracks += row["n_tracks"]
+        self.windows += row["n_windows"]
+        self.video_seconds += row["video_seconds"]
+        self.states[row["state"]] += 1
+        self.videos.add(row["video_id"])
+        for stage, seconds in zip(
+            STAGES, ("face_seconds", "annotate_seconds", "write_seconds"), strict=True
+        ):
+            self.busy[stage] += row[seconds]
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Per stage: rows, busy seconds (summed over its workers) and rows per busy second."""
+        rows = {"faces": self.segments, "annotate": self.windows, "write": self.segments}
+        return {
+            stage: {
+                "rows": rows[stage],
+                "busy_seconds": round(self.busy[stage], 3),
+                "rows_per_busy_second": round(rows[stage] / max(self.busy[stage], 1e-9), 2),
+            }
+            for stage in STAGES
+        }
+
+
+class Progress:
+    """Shows a Tally as it grows, on standard error; `quiet` shows nothing."""
+
+    def __init__(self, total_videos: int, *, quiet: bool) -> None:
+        self.tally = Tally()
+        self.total = total_videos
+        self.quiet = quiet
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._told = 0.0
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.tally.add(row)
+        if self._live is not None:
+            self._live.update(self._table())
+        elif not self.quiet and self.tally.elapsed - self._told >= _LINE_EVERY_S:
+            self._told = self.tally.elapsed
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def say(self, message: str) -> None:
+        """A line of its own, terminal or not."""
+        if not self.quiet:
+            self._console.print(message, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        tally = self.tally
+        rate = tally.video_seconds / max(tally.elapsed, 1e-9)
+        return (
+            f"{tally.elapsed:6.0f} s  videos {len(tally.videos)}/{self.total}  "
+            f"segments {tally.segments}  failed {tally.states['failed']}  "
+            f"faces {tally.tracks}  windows {tally.windows}  {rate:.1f} video-seconds/s"
+        )
+
+    def _table(self) -> Table:
+        tally = self.tally
+        table = Table.grid(padding=(0, 2))
+        table.add_row("[bold]videos[/]", f"{len(tally.videos)}/{self.total}", self._bar(), "")
+        for stage, told in tally.stages().items():
+            busy = told["busy_seconds"]
+            table.add_row(
+                f"[bold]{stage}[/]",
+                f"{told['rows']:.0f}",
+                f"{busy:.1f} s busy",
+                f"{told['rows_per_busy_second']:.1f}/s",
+            )
+        table.add_row("[dim]all[/]", "", f"[dim]{self._line().strip()}[/]", "")
+        return table
+
+    def _bar(self) -> str:
+        width = 32
+        filled = round(width * len(self.tally.videos) / max(self.total, 1))
+        return f"[green]{'━' * filled}[/][dim]{'━' * (width - filled)}[/]"

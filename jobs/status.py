@@ -1,0 +1,88 @@
+"""`emolake status`: the ledger in one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from jobs.cli import print_json
+from pipeline.errors import UserError
+from pipeline.lake.layout import RUNS, Lake
+from pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from pipeline.storage import Storage, parse_options
+
+
+def status_command(options: argparse.Namespace) -> int:
+    lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
+    try:
+        rows = newest_versions(read_ledger(lake).live)
+        runs = _runs(lake)
+    except OSError as error:
+        raise UserError(f"{lake.uri} cannot be read: {' '.join(str(error).split())}") from None
+    if not rows.num_rows and not runs:
+        raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
+    states = video_states(rows)
+    result = {
+        "output": lake.uri,
+        "videos": {
+            "total": len(states),
+            **dict.fromkeys(("annotated", "no_face", "failed"), 0),
+            **Counter(state.state for state in states.values()),
+        },
+        "segments": rows.num_rows,
+        "tracks": sum(rows["n_tracks"].to_pylist()),
+        "windows": sum(rows["n_windows"].to_pylist()),
+        "failures": dict(
+            Counter(s.reason for s in states.values() if s.state == "failed").most_common()
+        ),
+        "runs": runs,
+    }
+    if options.json:
+        print_json(result)
+    else:
+        _show(result)
+    return 0
+
+
+def _runs(lake: Lake) -> list[dict[str, Any]]:
+    told = []
+    for path in sorted(lake.fs.glob(lake.path(RUNS, "*", "run.json"))):
+        run = json.loads(lake.fs.cat_file(path))
+        names = ("run_id", "finished_at", "videos", "segments", "windows", "wall_seconds", "model")
+        told.append({name: run.get(name) for name in names})
+    return sorted(told, key=lambda run: str(run["finished_at"]))
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    videos = result["videos"]
+    console.print(
+        f"{result['output']}: {videos['total']} videos, {result['segments']} segments, "
+        f"{result['tracks']} face tracks, {result['windows']} windows",
+        soft_wrap=True,
+    )
+    table = Table("state", "videos", box=None)
+    for state in ("annotated", "no_face", "failed"):
+        table.add_row(state, str(videos[state]))
+    console.print(table)
+    if result["failures"]:
+        table = Table("failed because", "videos", box=None)
+        for reason, count in result["failures"].items():
+            table.add_row(str(reason), str(count))
+        console.print(table)
+    table = Table("run", "finished", "videos", "skipped", "windows", "seconds", box=None)
+    for run in result["runs"]:
+        table.add_row(
+            run["run_id"],
+            str(run["finished_at"]),
+            str(run["videos"]["total"]),
+            str(run["videos"]["skipped"]),
+            str(run["windows"]),
+            f"{run['wall_seconds']:.1f}",
+        )
+    console.print(table)

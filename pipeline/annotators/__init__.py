@@ -1,0 +1,1 @@
+"""Annotators: windows of face crops -> annotations. One file per system."""

@@ -1,0 +1,93 @@
+"""EMO-LLaMA (and plain LLaMA-VID) as an annotator: batched label scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.annotators.base import Annotation, WindowInput
+from pipeline.config import AnnotatorConfig
+from pipeline.faces.stage import decode_crop
+from pipeline.labels import label_set
+from pipeline.models.folder import load_model
+from pipeline.models.prompts import PromptTokens
+from pipeline.models.scoring import LabelTrie, label_log_probabilities
+
+
+class EmoLlamaAnnotator:
+    """Windows of equal length and prompt share a forward pass, so none is ever padded and the
+    scores of a window do not depend on its company."""
+
+    def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
+        loaded = load_model(model, device)
+        self.name = loaded.name
+        self.revision = loaded.revision
+        self.network = loaded.network
+        self.model_config = loaded.config
+        self.prompter = loaded.prompter
+        self.labels = label_set(config.label_set or loaded.config.label_set)
+        self.use_attributes = config.use_attributes and loaded.config.attributes
+        self.micro_batch = config.micro_batch
+        self.device = torch.device(device)
+        processor = loaded.config.processor
+        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
+        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+
+    def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
+        out: list[Annotation | None] = [None] * len(windows)
+        groups: dict[tuple[int, tuple[tuple[str, str], ...]], list[int]] = {}
+        for i, window in enumerate(windows):
+            told = tuple(sorted(window.attributes.items())) if self.use_attributes else ()
+            groups.setdefault((len(window.crops), told), []).append(i)
+        for (_, told), members in groups.items():
+            prompt = self.prompter.emotion(self.labels, dict(told))
+            for i, scores in zip(members, self._scored(windows, members, prompt), strict=True):
+                out[i] = Annotation(dict(zip(self.labels, scores.tolist(), strict=True)))
+        return [annotation for annotation in out if annotation is not None]
+
+    def _scored(
+        self, windows: list[WindowInput], members: list[int], prompt: PromptTokens
+    ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+        """Scores of `members` in order; running out of memory halves the micro-batch for good."""
+        trie = LabelTrie.of(prompt.labels)
+        start = 0
+        while start < len(members):
+            batch = [windows[i] for i in members[start : start + self.micro_batch]]
+            try:
+                scores = self._forward(batch, prompt, trie)
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise
+                self.micro_batch //= 2
+                torch.cuda.empty_cache()
+                continue
+            start += len(batch)
+            yield from scores.exp().cpu().numpy()
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[WindowInput], prompt: PromptTokens, trie: LabelTrie) -> Tensor:
+        """(B, L) log-probabilities of windows of equal length."""
+        frames = len(batch[0].crops)
+        dtype = self.network.query_tokens.dtype
+        question = torch.tensor(prompt.question, device=self.device)
+        encoded = self.network.encode_frames(self._pixels(batch).to(dtype), question)
+        tokens = encoded.frame_tokens.unflatten(0, (len(batch), frames))
+        features = torch.from_numpy(np.stack([w.features for w in batch])).to(self.device, dtype)
+        landmarks = torch.from_numpy(np.stack([w.landmarks for w in batch])).to(self.device, dtype)
+        visual = self.network.visual_tokens(tokens, features, landmarks)
+        embeds = self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
+        return label_log_probabilities(self.network, embeds, trie, self.model_config.temperature)
+
+    def _pixels(self, batch: list[WindowInput]) -> Tensor:
+        """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
+        pictures = np.stack([decode_crop(crop) for window in batch for crop in window.crops])
+        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float()
+        if self.model_config.processor.grayscale:
+            # Rec. 601 luma rounded to whole levels, as training's OpenCV conversion gives it.
+            weights = pixels.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+            pixels = (pixels * weights).sum(1, keepdim=True).round().expand(-1, 3, -1, -1)
+        pixels = (pixels - self.mean) / self.std
+        return pixels.contiguous(memory_format=torch.channels_last)

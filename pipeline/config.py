@@ -1,0 +1,239 @@
+"""One tree of all options: defaults, validation, sources (file, environment, --set), config_hash."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+ENVIRONMENT_PREFIX = "EMOLAKE_"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DecodeConfig(_Part):
+    """Video bytes -> timed frames."""
+
+    backend: Literal["pyav", "decord"] = Field("pyav", description="decoder library")
+    sample_fps: float = Field(4.0, gt=0, le=240, description="frames looked at per second of video")
+    segment_seconds: float = Field(
+        300.0, gt=0, description="a longer video is split into segments of this length"
+    )
+    threads: int = Field(1, ge=1, le=64, description="decoder threads per face actor")
+    max_pixels: int = Field(
+        7680 * 4320, gt=0, description="a frame with more pixels makes its video `too_large`"
+    )
+
+
+class FacesConfig(_Part):
+    """Frames -> detections -> tracks."""
+
+    detector: Literal["mtcnn"] = Field("mtcnn", description="face detector")
+    detect_width: int = Field(
+        640, ge=64, description="width frames are scaled down to for detection"
+    )
+    min_face: int = Field(40, ge=12, description="smallest face side in pixels at detect_width")
+    min_score: float = Field(0.9, ge=0, le=1, description="detections below this score are dropped")
+    batch_frames: int = Field(8, ge=1, le=256, description="frames per detector call")
+    min_iou: float = Field(0.25, gt=0, lt=1, description="overlap that continues a track")
+    max_gap_seconds: float = Field(1.0, ge=0, description="a face missing longer ends its track")
+    min_track_seconds: float = Field(0.5, ge=0, description="shorter tracks are dropped")
+    cut_threshold: float = Field(
+        0.5, gt=0, le=1, description="colour-histogram distance of two frames that makes a cut"
+    )
+
+
+class WindowsConfig(_Part):
+    """Tracks -> windows of aligned crops: the temporal frame tokens."""
+
+    window_seconds: float = Field(2.0, gt=0, description="length of a window")
+    frames_per_window: int = Field(
+        8, ge=1, le=64, description="frames of a window given to the model"
+    )
+    crop_format: Literal["png", "jpeg"] = Field(
+        "png", description="how crops travel between stages: lossless, or JPEG of quality 95"
+    )
+
+
+class AnnotatorConfig(_Part):
+    """Windows -> annotations."""
+
+    label_set: str | None = Field(None, description="label set asked for; default: the model's own")
+    use_attributes: bool = Field(
+        True,
+        description="put the manifest's age, gender and race into the prompt of a model tuned for it",
+    )
+    micro_batch: int = Field(16, ge=1, description="windows per forward pass")
+
+
+class LimitsConfig(_Part):
+    """What one bad video may cost."""
+
+    segment_timeout_seconds: float = Field(60.0, gt=0, description="time a segment may take, plus")
+    timeout_per_video_second: float = Field(4.0, ge=0, description="this per second of its video")
+    child_memory_mb: int = Field(
+        6144, ge=1024, description="address space of a decoding process, megabytes"
+    )
+    max_attempts: int = Field(3, ge=1, description="tries in all for a failure that may pass")
+    max_failed_fraction: float = Field(
+        1.0, ge=0, le=1, description="a larger part of failed videos makes the exit code 3"
+    )
+
+
+class ResourcesConfig(_Part):
+    """How the job spreads over the machine or cluster; changes no result."""
+
+    face_actors: int | None = Field(None, ge=1, description="default: CPUs - 1, at least 1")
+    annotation_actors: int | None = Field(
+        None, ge=1, description="default: one per GPU, at least 1"
+    )
+    gpus_per_annotation_actor: float | None = Field(
+        None, ge=0, description="default: 1 where the cluster has a GPU, else 0"
+    )
+    segments_per_commit: int = Field(
+        8, ge=1, description="segments written as one commit: what a crash can cost"
+    )
+    object_store_mb: int = Field(
+        1024, ge=80, description="object store of a Ray that this job starts itself, megabytes"
+    )
+
+
+class Config(_Part):
+    """The whole tree."""
+
+    model: str = Field("emo-llama-tiny", description="an embedded model's name or a model folder")
+    corpus: str = Field(
+        "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="partition name of the rows"
+    )
+    decode: DecodeConfig = DecodeConfig()
+    faces: FacesConfig = FacesConfig()
+    windows: WindowsConfig = WindowsConfig()
+    annotator: AnnotatorConfig = AnnotatorConfig()
+    limits: LimitsConfig = LimitsConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def results_hash(self, model_revision: str) -> str:
+        """12 hex digits over all that changes results, and nothing else."""
+        telling = {
+            "decode": self.decode.model_dump(exclude={"threads"}),
+            "faces": self.faces.model_dump(exclude={"batch_frames"}),
+            "windows": self.windows.model_dump(),
+            "annotator": self.annotator.model_dump(exclude={"micro_batch"}),
+            "model": model_revision,
+        }
+        return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(
+    file: Path | None,
+    settings: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+    **named: str | None,
+) -> Config:
+    """Defaults, then `file` (YAML), then EMOLAKE_<KEY>, then `named` options, then key=value settings.
+
+    A dot in a key is `__` in the environment: EMOLAKE_FACES__MIN_FACE=32. UserError names the key
+    and, where one is unknown, the nearest valid one.
+    """
+    tree = _read_yaml(file) if file is not None else {}
+    for name, value in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            key = name[len(ENVIRONMENT_PREFIX) :].lower().replace("__", ".")
+            _put(tree, key, value, source=name)
+    for key, option in named.items():
+        if option is not None:
+            _put(tree, key, option, source=f"--{key}")
+    _put_settings(tree, settings)
+    return validated(Config, tree, str(file) if file else "configuration")
+
+
+def read_tree(file: Path, settings: Iterable[str]) -> dict[str, Any]:
+    """A YAML file with key=value settings laid over it, not validated yet."""
+    tree = _read_yaml(file)
+    _put_settings(tree, settings)
+    return tree
+
+
+def validated(kind: type[Any], tree: Mapping[str, Any], source: str) -> Any:
+    """`tree` as the pydantic model `kind`; the first mistake as one line."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{source}: {_unknown(kind, key)}") from None
+        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+        raise UserError(f"{source}: {key}: {first['msg']}{given}") from None
+
+
+def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of every leaf option."""
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += all_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _unknown(kind: type[BaseModel], key: str) -> str:
+    known = all_keys(kind)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if not near:
+        last = key.rpartition(".")[2]
+        near = [k for k in known if k.rpartition(".")[2] == last][:1]
+    mend = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+    return f"unknown key {key!r}{mend}"
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"--config {file} is not YAML: {line}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {file} must hold key: value pairs")
+    return tree
+
+
+def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--set {setting!r} is not key=value; write for example faces.min_face=32"
+            )
+        _put(tree, key.strip(), value, source="--set")
+
+
+def _put(tree: dict[str, Any], key: str, value: str, source: str) -> None:
+    *folders, leaf = key.split(".")
+    node = tree
+    for folder in folders:
+        below = node.setdefault(folder, {})
+        if not isinstance(below, dict):
+            raise UserError(f"{source}: {key!r} goes through {folder!r}, which is a value")
+        node = below
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        node[leaf] = value

@@ -1,0 +1,166 @@
+"""INPUT -> the videos it names: files, folders, globs, any fsspec URI, manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.storage import Storage, is_local
+
+VIDEO_SUFFIXES = frozenset(
+    {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
+    | {"mxf", "ogv", "ts", "vob", "webm", "wmv"}
+)
+"""What counts as a video when a folder is named; a file or glob that is named counts anyhow."""
+
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
+MANIFEST_COLUMNS = ("corpus", "age", "gender", "race")
+_STAT_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of the input. size None and `missing` a reason where it cannot be read.
+
+    version: the object's etag or modification time; with uri and size it makes the video_id.
+    """
+
+    uri: str
+    size: int | None
+    version: str
+    corpus: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+    missing: str | None = None
+
+    @property
+    def video_id(self) -> str:
+        identity = "\0".join((self.uri, str(self.size), self.version))
+        return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def find_videos(inputs: Iterable[str], storage: Storage) -> list[Video]:
+    """All videos of the inputs, each uri once, in the order of first mention.
+
+    UserError where an input does not exist, is empty as a glob, or is an unreadable manifest.
+    """
+    found: dict[str, Video] = {}
+    for name in inputs:
+        for video in _find(name, storage):
+            found.setdefault(video.uri, video)
+    return list(found.values())
+
+
+def _find(name: str, storage: Storage) -> Iterator[Video]:
+    fs, path = storage.locate(name)
+    if name.lower().endswith(MANIFEST_SUFFIXES):
+        yield from _manifest(name, fs, path, storage)
+        return
+    try:
+        if any(sign in path for sign in "*?["):
+            listing = fs.glob(path, detail=True)
+            files = [info for info in listing.values() if info["type"] == "file"]
+            if not files:
+                raise UserError(f"{name}: no file matches; check the pattern")
+        elif not name.endswith("/") and fs.isfile(path):
+            files = [fs.info(path)]
+        else:
+            listing = fs.find(path, detail=True)
+            if not listing and not fs.isdir(path):
+                raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
+            files = [info for info in listing.values() if _is_video_name(info["name"])]
+    except (PermissionError, FileNotFoundError, OSError) as error:
+        raise UserError(f"{name} cannot be listed: {_line(error)}") from None
+    for info in sorted(files, key=lambda info: str(info["name"])):
+        yield _video(fs, info)
+
+
+def _is_video_name(path: str) -> bool:
+    name = posixpath.basename(path)
+    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) -> Video:
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    return Video(_uri(fs, info["name"]), int(info["size"] or 0), str(version), **extra)
+
+
+def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """Local files by their plain absolute path, all others with their protocol."""
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
+
+
+def _manifest(
+    name: str, fs: fsspec.AbstractFileSystem, path: str, storage: Storage
+) -> Iterator[Video]:
+    """Relative uris in a manifest are relative to the folder that holds it."""
+    rows = read_manifest(name, fs, path)
+    folder = posixpath.dirname(_uri(fs, path))
+
+    def stat(row: dict[str, Any]) -> Video:
+        uri = str(row["uri"])
+        if "://" not in uri and not posixpath.isabs(uri):
+            uri = posixpath.join(folder, uri)
+        extra = {
+            "corpus": row.get("corpus"),
+            "attributes": {k: str(row[k]) for k in ("age", "gender", "race") if row.get(k)},
+        }
+        return stat_video(uri, storage, **extra)
+
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        yield from pool.map(stat, rows)
+
+
+def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
+    """A named video; where it cannot be reached its `missing` says why, and nothing is raised."""
+    try:
+        fs, path = storage.locate(uri)
+        info = fs.info(path)
+    except (FileNotFoundError, UserError):
+        return Video(uri, None, "", missing="not_found", **extra)
+    except OSError:
+        return Video(uri, None, "", missing="storage_error", **extra)
+    if info["type"] != "file":
+        return Video(uri, None, "", missing="not_found", **extra)
+    return _video(fs, info, **extra)
+
+
+def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    """Rows with `uri` and the optional columns that are there; UserError where it is malformed."""
+    try:
+        data = fs.cat_file(path)
+    except FileNotFoundError:
+        raise UserError(f"manifest {name} does not exist") from None
+    except OSError as error:
+        raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None
+    try:
+        if name.lower().endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+        elif name.lower().endswith(".csv"):
+            table = pyarrow.csv.read_csv(io.BytesIO(data))
+        else:
+            table = pyarrow.json.read_json(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
+    if "uri" not in table.column_names:
+        have = ", ".join(table.column_names) or "none"
+        raise UserError(f"manifest {name} has no column 'uri'; its columns: {have}")
+    if table["uri"].null_count:
+        raise UserError(f"manifest {name} has {table['uri'].null_count} rows without a uri")
+    wanted = ["uri", *(c for c in MANIFEST_COLUMNS if c in table.column_names)]
+    return table.select(wanted).to_pylist()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,99 @@
+"""What a face detector is: frames in, boxes with scores and five landmarks out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frame = NDArray[np.uint8]
+"""One picture, (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Faces of one frame, best score first.
+
+    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels; may reach past the frame's edge.
+    scores: (N,) float32 in 0..1.
+    landmarks: (N, 5, 2) float32 pixels; eye at the smaller x, eye at the larger x, nose tip,
+        mouth corner at the smaller x, mouth corner at the larger x.
+    features: (N, D) float32 global face feature of the detector's last stage, D = 0 if it has none.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Detections:
+        return Detections(
+            self.boxes[index], self.scores[index], self.landmarks[index], self.features[index]
+        )
+
+    def scaled(self, factor_x: float, factor_y: float) -> Detections:
+        """The same faces in a picture resized by these factors."""
+        xy = np.array([factor_x, factor_y], np.float32)
+        return Detections(
+            self.boxes * np.tile(xy, 2), self.scores, self.landmarks * xy, self.features
+        )
+
+    @classmethod
+    def none(cls, feature_dim: int = 0) -> Detections:
+        return cls(
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros((0, 5, 2), np.float32),
+            np.zeros((0, feature_dim), np.float32),
+        )
+
+
+class Detector(Protocol):
+    """Finds faces in a batch of frames of one size."""
+
+    feature_dim: int
+
+    def __call__(self, frames: list[Frame]) -> list[Detections]: ...
+
+
+def pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4): (N, M)."""
+    return _overlap(a, b, over_smaller=False)
+
+
+def _overlap(
+    a: NDArray[np.float32], b: NDArray[np.float32], *, over_smaller: bool
+) -> NDArray[np.float32]:
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = np.clip(bottom_right - top_left, 0, None).prod(-1)
+    area_a = (a[:, 2:] - a[:, :2]).prod(-1)[:, None]
+    area_b = (b[:, 2:] - b[:, :2]).prod(-1)[None, :]
+    whole = np.minimum(area_a, area_b) if over_smaller else area_a + area_b - intersection
+    return (intersection / np.maximum(whole, 1e-9)).astype(np.float32)
+
+
+def non_maximum_suppression(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    threshold: float,
+    *,
+    over_smaller: bool = False,
+) -> NDArray[np.intp]:
+    """Greedy suppression: indices of the kept boxes, best score first.
+
+    A box goes when its overlap with a better kept one exceeds `threshold`; overlap is IoU, or
+    intersection over the smaller box (MTCNN's "min" rule).
+    """
+    order = np.argsort(-scores, kind="stable")
+    overlap = _overlap(boxes[order], boxes[order], over_smaller=over_smaller) > threshold
+    alive = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if alive[i]:
+            alive[i + 1 :] &= ~overlap[i, i + 1 :]
+    return order[alive]

@@ -1,0 +1,308 @@
+"""MTCNN (Zhang et al. 2016, arXiv 1604.02878) in torch with the weights of the `mtcnn` wheel.
+
+The wheel's own inference needs TensorFlow, so only its weight files are read. Keras stores
+convolutions as (H, W, in, out), dense layers as (in, out), and its R-Net and O-Net transpose the
+feature map to (W, H, C) before flattening.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import joblib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import UserError
+from pipeline.faces.detector import Detections, Frame, non_maximum_suppression
+
+PYRAMID_FACTOR = 0.709
+CELL = 12  # side of P-Net's receptive field, pixels
+STRIDE = 2  # P-Net's output stride, pixels
+NMS_WITHIN_SCALE = 0.5
+NMS_BETWEEN_STAGES = 0.7
+FEATURE_DIM = 256  # O-Net's hidden layer
+
+_Net = TypeVar("_Net", bound=nn.Module)
+
+
+def _stage(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels_in, channels_out, kernel), nn.PReLU(channels_out)]
+
+
+class _PNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *_stage(3, 10, 3),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            *_stage(10, 16, 3),
+            *_stage(16, 32, 3),
+        )
+        self.box = nn.Conv2d(32, 4, 1)
+        self.face = nn.Conv2d(32, 2, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(images)
+        return self.box(hidden), self.face(hidden).softmax(1)[:, 1]
+
+
+class _RNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *_stage(3, 28, 3),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            *_stage(28, 48, 3),
+            nn.MaxPool2d(3, 2),
+            *_stage(48, 64, 2),
+        )
+        self.hidden = nn.Sequential(nn.Linear(576, 128), nn.PReLU(128))
+        self.box = nn.Linear(128, 4)
+        self.face = nn.Linear(128, 2)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(_flatten_like_keras(self.trunk(patches)))
+        return self.box(hidden), self.face(hidden).softmax(1)[:, 1]
+
+
+class _ONet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *_stage(3, 32, 3),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            *_stage(32, 64, 3),
+            nn.MaxPool2d(3, 2),
+            *_stage(64, 64, 3),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            *_stage(64, 128, 2),
+        )
+        self.hidden = nn.Sequential(nn.Linear(1152, FEATURE_DIM), nn.PReLU(FEATURE_DIM))
+        self.box = nn.Linear(FEATURE_DIM, 4)
+        self.points = nn.Linear(FEATURE_DIM, 10)
+        self.face = nn.Linear(FEATURE_DIM, 2)
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        hidden = self.hidden(_flatten_like_keras(self.trunk(patches)))
+        points = self.points(hidden).view(-1, 2, 5).transpose(1, 2)  # x1..x5, y1..y5
+        return self.box(hidden), points, self.face(hidden).softmax(1)[:, 1], hidden
+
+
+def _flatten_like_keras(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 2, 1).flatten(1)
+
+
+def _load(net: _Net, name: str) -> _Net:
+    """Fills `net` with `name` of the wheel; the arrays come in the order of the layers."""
+    arrays = iter(joblib.load(_weights_folder() / f"{name}.lz4"))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            array = np.asarray(next(arrays))
+            if array.ndim == 4:
+                array = array.transpose(3, 2, 0, 1)
+            elif array.ndim == 2:
+                array = array.T
+            parameter.copy_(torch.from_numpy(array.copy()).reshape(parameter.shape))
+    return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@cache
+def _weights_folder() -> Path:
+    spec = importlib.util.find_spec("mtcnn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "the `mtcnn` package is missing; install it with `pip install mtcnn==1.0.0`"
+        )
+    return Path(spec.submodule_search_locations[0]) / "assets" / "weights"
+
+
+class Mtcnn:
+    """The three-stage cascade over a batch of frames of one size."""
+
+    feature_dim = FEATURE_DIM
+
+    def __init__(
+        self,
+        *,
+        min_face: int = 40,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        device: str = "cpu",
+    ) -> None:
+        self.min_face = min_face
+        self.thresholds = thresholds
+        self.device = torch.device(device)
+        self.pnet = _load(_PNet(), "pnet").to(self.device)
+        self.rnet = _load(_RNet(), "rnet").to(self.device)
+        self.onet = _load(_ONet(), "onet").to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, frames: list[Frame]) -> list[Detections]:
+        """Detects on frames of one size, (H, W, 3) uint8 RGB each."""
+        if not frames:
+            return []
+        boxes, owner = self._propose(frames)
+        images = _normalised(np.stack(frames), self.device)
+        boxes, owner = self._refine(images, boxes, owner)
+        return self._describe(images, boxes, owner)
+
+    def _propose(self, frames: list[Frame]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """P-Net over the image pyramid -> square boxes (N, 4) and the frame each belongs to (N,)."""
+        height, width = frames[0].shape[:2]
+        found: list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = [[] for _ in frames]
+        scale = CELL / self.min_face
+        while min(height, width) * scale >= CELL:
+            size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
+            level = np.stack(
+                [np.asarray(cv2.resize(f, size, interpolation=cv2.INTER_AREA)) for f in frames]
+            )
+            offsets, faces = self.pnet(_normalised(level, self.device))
+            frame, row, column = torch.nonzero(faces > self.thresholds[0], as_tuple=True)
+            if len(frame):
+                corner = torch.stack([column, row], 1) * STRIDE
+                cell = torch.cat([corner, corner + CELL], 1)
+                shift = offsets[frame, :, row, column] * CELL
+                boxes = ((cell + shift) / scale).cpu().numpy()
+                scores = faces[frame, row, column].cpu().numpy()
+                index = frame.cpu().numpy()
+                for k in np.unique(index):
+                    mine = index == k
+                    keep = non_maximum_suppression(boxes[mine], scores[mine], NMS_WITHIN_SCALE)
+                    found[k].append((boxes[mine][keep], scores[mine][keep]))
+            scale *= PYRAMID_FACTOR
+        all_boxes, owners = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.intp)]
+        for k, parts in enumerate(found):
+            if not parts:
+                continue
+            boxes = np.concatenate([p[0] for p in parts])
+            scores = np.concatenate([p[1] for p in parts])
+            keep = non_maximum_suppression(boxes, scores, NMS_BETWEEN_STAGES)
+            all_boxes.append(_squared(boxes[keep]))
+            owners.append(np.full(len(keep), k, np.intp))
+        return np.concatenate(all_boxes), np.concatenate(owners)
+
+    def _refine(
+        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """R-Net drops most proposals and moves the rest."""
+        if not len(boxes):
+            return boxes, owner
+        offsets, faces = self.rnet(_patches(images, boxes, owner, 24))
+        scores = faces.cpu().numpy()
+        moved = _shifted(boxes, offsets.cpu().numpy())
+        kept = _suppress_by_frame(
+            moved, scores, owner, self.thresholds[1], NMS_BETWEEN_STAGES, over_smaller=False
+        )
+        return _squared(moved[kept]), owner[kept]
+
+    def _describe(
+        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> list[Detections]:
+        """O-Net gives the final boxes, the landmarks and the 256-d face feature."""
+        if not len(boxes):
+            return [Detections.none(FEATURE_DIM) for _ in range(len(images))]
+        faces = self._onet_faces(images, boxes, owner)
+        kept = _suppress_by_frame(
+            faces.boxes,
+            faces.scores,
+            owner,
+            self.thresholds[2],
+            NMS_BETWEEN_STAGES,
+            over_smaller=True,
+        )
+        return [faces.select(kept[owner[kept] == k]) for k in range(len(images))]
+
+    def _onet_faces(
+        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> Detections:
+        offsets, points, scores, hidden = self.onet(_patches(images, boxes, owner, 48))
+        corner, side = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
+        return Detections(
+            boxes=_shifted(boxes, offsets.cpu().numpy()),
+            scores=scores.cpu().numpy(),
+            landmarks=(corner + points.cpu().numpy() * side).astype(np.float32),
+            features=hidden.cpu().numpy(),
+        )
+
+    @torch.inference_mode()
+    def describe_boxes(self, frames: list[Frame], boxes: NDArray[np.float32]) -> Detections:
+        """O-Net alone on one given box per frame (frames of one size): no search, no threshold.
+
+        boxes: (N, 4) pixels, N = len(frames). For pictures that are already face crops, and for
+        following a face whose place is known.
+        """
+        owner = np.arange(len(frames))
+        images = _normalised(np.stack(frames), self.device)
+        return self._onet_faces(images, _squared(boxes), owner)
+
+
+def _normalised(frames: NDArray[Any], device: torch.device) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, (x - 127.5) / 128, channels last."""
+    images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)
+    return (images.float() - 127.5) / 128
+
+
+def _patches(
+    images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp], side: int
+) -> Tensor:
+    """Bilinear cuts (N, 3, side, side) of boxes grouped by frame; 0 (mid-gray) past the edge.
+
+    One sampling call a frame, with the patches side by side in its grid: indexing whole frames per
+    candidate would copy each frame once for every box on it.
+    """
+    height, width = images.shape[2:]
+    steps = torch.linspace(0, 1, side, device=images.device)
+    placed = torch.from_numpy(boxes).to(images.device)
+    xs = placed[:, 0:1] + (placed[:, 2:3] - placed[:, 0:1]) * steps
+    ys = placed[:, 1:2] + (placed[:, 3:4] - placed[:, 1:2]) * steps
+    xs, ys = xs / width * 2 - 1, ys / height * 2 - 1
+    grid = torch.stack(
+        [xs[:, None, :].expand(-1, side, -1), ys[:, :, None].expand(-1, -1, side)], dim=-1
+    )
+    out = torch.empty((len(boxes), images.shape[1], side, side), device=images.device)
+    for k in np.unique(owner):
+        mine = torch.from_numpy(np.flatnonzero(owner == k)).to(images.device)
+        sampled = F.grid_sample(
+            images[k : k + 1], grid[mine].view(1, -1, side, 2), align_corners=True
+        )
+        out[mine] = sampled.view(images.shape[1], -1, side, side).transpose(0, 1)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def _shifted(boxes: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:
+    side = boxes[:, 2:] - boxes[:, :2]
+    return (boxes + offsets * np.tile(side, 2)).astype(np.float32)
+
+
+def _squared(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True) / 2
+    return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+
+
+def _suppress_by_frame(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    owner: NDArray[np.intp],
+    least_score: float,
+    threshold: float,
+    *,
+    over_smaller: bool,
+) -> NDArray[np.intp]:
+    """Indices that pass `least_score` and suppression within their own frame, frame by frame."""
+    kept = [np.zeros(0, np.intp)]
+    for k in np.unique(owner):
+        mine = np.flatnonzero((owner == k) & (scores > least_score))
+        if len(mine):
+            keep = non_maximum_suppression(
+                boxes[mine], scores[mine], threshold, over_smaller=over_smaller
+            )
+            kept.append(mine[keep])
+    return np.concatenate(kept)

@@ -1,0 +1,54 @@
+"""The face of a picture that is itself a face crop, as labelled image sets hold them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.faces.detector import Detections, Frame
+from pipeline.faces.mtcnn import Mtcnn
+
+_SIDE = 144  # pixels the picture's short side is brought to: P-Net sees faces from 40 px up
+_PAD = 24  # mirrored border, since such crops often cut chin and forehead off
+_LEAST_SCORE = 0.5  # O-Net's own opinion under which the picture's middle is taken
+
+
+def find_still_face(picture: Frame, mtcnn: Mtcnn) -> Detections:
+    """Exactly one face: the most central found; else O-Net on the whole picture; else its middle.
+
+    picture: (H, W, 3) uint8 RGB. A face that only the last resort "finds" has score 0 and
+    landmarks at the template's place, so that the crop is the picture's middle.
+    """
+    height, width = picture.shape[:2]
+    scale = _SIDE / min(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    enlarged = cv2.resize(picture, size, interpolation=interpolation)
+    padded = cv2.copyMakeBorder(enlarged, _PAD, _PAD, _PAD, _PAD, cv2.BORDER_REFLECT_101)
+    canvas = np.asarray(padded, np.uint8)
+    found = mtcnn([canvas])[0]
+    if len(found):
+        centre = np.array([canvas.shape[1], canvas.shape[0]], np.float32) / 2
+        middle = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+        side = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1)
+        nearness = side - np.linalg.norm(middle - centre, axis=1)
+        face = found.select(np.array([int(nearness.argmax())]))
+    else:
+        whole = np.array([[_PAD, _PAD, _PAD + size[0], _PAD + size[1]]], np.float32)
+        face = mtcnn.describe_boxes([canvas], whole)
+        if face.scores[0] < _LEAST_SCORE:
+            face = _middle(whole, face.features)
+    shifted = Detections(
+        face.boxes - np.float32(_PAD), face.scores, face.landmarks - np.float32(_PAD), face.features
+    )
+    return shifted.scaled(width / size[0], height / size[1])
+
+
+def _middle(whole: NDArray[np.float32], features: NDArray[np.float32]) -> Detections:
+    from pipeline.faces.align import ARCFACE_TEMPLATE
+
+    side = whole[0, 2:] - whole[0, :2]
+    # A labelled crop usually shows a little more than ArcFace's: 10 % a side.
+    points = whole[0, :2] + side * (0.1 + 0.8 * ARCFACE_TEMPLATE)
+    return Detections(whole, np.zeros(1, np.float32), points[None].astype(np.float32), features)

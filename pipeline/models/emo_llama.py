@@ -1,0 +1,160 @@
+"""EMO-LLaMA: LLaMA-VID (arXiv 2311.17043) with Face Info Mining (arXiv 2408.11424).
+
+The vision tower, Q-Former and language model are `transformers` modules. Ours is what the field has
+no module for: context attention, content pooling, Face Info Mining and the order of the tokens.
+With `face_info` null in the config the model is exactly LLaMA-VID.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from pipeline.models.config import LanguageConfig, ModelConfig, QFormerConfig
+from pipeline.models.face_info import FaceInfoMining
+from pipeline.models.vision import VisionTower
+
+IMAGE_TOKEN = -200
+"""Placeholder id in a prompt: here the frame tokens (and face tokens) go (LLaVA's convention)."""
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """What the visual side makes of N frames.
+
+    vision_features: (N, 1 + P, Cv) before any final norm; qformer_output: (N, Q, Cq);
+    frame_tokens: (N, k, D), the context token first, then the content token(s).
+    """
+
+    vision_features: Tensor
+    qformer_output: Tensor
+    frame_tokens: Tensor
+
+
+class EmoLlama(nn.Module):
+    """Frames, facial priors and a prompt -> next-token logits."""
+
+    def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        vision, width = config.vision, config.language.width
+        self.vision = VisionTower(vision, attention)
+        self.qformer = InstructBlipQFormerModel(
+            _qformer_config(config.qformer, vision.width, attention)
+        )
+        self.query_tokens = nn.Parameter(
+            torch.randn(1, config.qformer.num_query, config.qformer.width) * 0.02
+        )
+        self.text_projection = nn.Linear(config.qformer.width, vision.width)
+        self.key_projection = nn.Linear(vision.width, vision.width)
+        self.value_projection = nn.Linear(vision.width, width)
+        self.content_projection = nn.Sequential(
+            nn.Linear(vision.width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.face_info = (
+            FaceInfoMining(config.face_info, width) if config.face_info is not None else None
+        )
+        self.language = LlamaForCausalLM(_llama_config(config.language, attention))
+
+    def encode_frames(self, pixel_values: Tensor, question_ids: Tensor) -> EncodedFrames:
+        """pixel_values (N, 3, H, W) normalised, question_ids (n,) for the Q-Former."""
+        features = self.vision(pixel_values)
+        n = len(features)
+        queries = self.query_tokens.expand(n, -1, -1)
+        output = self.qformer(
+            input_ids=question_ids.expand(n, -1),
+            query_embeds=queries,
+            encoder_hidden_states=self.vision.normed(features),
+        ).last_hidden_state[:, : queries.shape[1]]
+        patches = features[:, 1:]
+        tokens = torch.cat([self._context(output, patches), self._content(patches)], dim=1)
+        return EncodedFrames(features, output, tokens)
+
+    def _context(self, qformer_output: Tensor, patches: Tensor) -> Tensor:
+        """LLaMA-VID's context attention: text-guided queries pool the patches to one token."""
+        query = self.text_projection(qformer_output)
+        key = self.key_projection(patches)
+        scores = (query @ key.transpose(-1, -2)) / key.shape[-1] ** 0.5
+        pooled = (scores.softmax(-1) @ patches).mean(1, keepdim=True)
+        out: Tensor = self.value_projection(pooled)
+        return out
+
+    def _content(self, patches: Tensor) -> Tensor:
+        if self.config.compress_type == "mean":
+            pooled = patches.mean(1, keepdim=True)
+        else:
+            cells = int(self.config.compress_type.partition(":")[2])
+            side = round(patches.shape[1] ** 0.5)
+            grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            pooled = F.avg_pool2d(grid, side // cells).flatten(2).transpose(1, 2)
+        out: Tensor = self.content_projection(pooled)
+        return out
+
+    def visual_tokens(
+        self, frame_tokens: Tensor, features: Tensor | None, landmarks: Tensor | None
+    ) -> Tensor:
+        """frame_tokens (B, T, k, D) and the priors of Face Info Mining -> (B, T * k [+ K], D)."""
+        tokens = frame_tokens.flatten(1, 2)
+        if self.face_info is None:
+            return tokens
+        if features is None or landmarks is None:
+            raise ValueError("a model with face_info needs face features and landmarks")
+        return torch.cat([tokens, self.face_info(features, landmarks, frame_tokens)], dim=1)
+
+    def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+        """prompt_ids (m,) with one IMAGE_TOKEN, visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
+        (at,) = torch.nonzero(prompt_ids == IMAGE_TOKEN, as_tuple=True)
+        if len(at) != 1:
+            raise ValueError(f"a prompt needs exactly one image placeholder, this has {len(at)}")
+        embed = self.language.get_input_embeddings()
+        batch = len(visual_tokens)
+        before = embed(prompt_ids[: int(at)]).expand(batch, -1, -1)
+        after = embed(prompt_ids[int(at) + 1 :]).expand(batch, -1, -1)
+        return torch.cat([before, visual_tokens.to(before.dtype), after], dim=1)
+
+
+def _qformer_config(
+    config: QFormerConfig, vision_width: int, attention: str
+) -> InstructBlipQFormerConfig:
+    return InstructBlipQFormerConfig(  # type: ignore[call-arg]
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_hidden,
+        max_position_embeddings=config.max_positions,
+        layer_norm_eps=config.layer_norm_eps,
+        cross_attention_frequency=config.cross_attention_freq,
+        encoder_hidden_size=vision_width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation=attention,
+    )
+
+
+def _llama_config(config: LanguageConfig, attention: str) -> LlamaConfig:
+    return LlamaConfig(  # type: ignore[call-arg]
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_hidden,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads or config.heads,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+    )

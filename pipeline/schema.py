@@ -1,0 +1,226 @@
+"""The tables of the lake and the row that travels between stages.
+
+One row through the pipeline is one segment of one video. Each stage adds columns to it and drops
+what nobody needs any more; the write task explodes it into the three tables.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_box = pa.struct(
+    [("x1", pa.float32()), ("y1", pa.float32()), ("x2", pa.float32()), ("y2", pa.float32())]
+)
+_scores = pa.map_(pa.string(), pa.float32())
+
+
+def _columns(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name, kind in fields]
+
+
+def _maybe(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=True) for name, kind in fields]
+
+
+ANNOTATIONS = pa.schema(
+    [
+        *_columns(
+            ("video_id", pa.string()),
+            ("uri", pa.string()),
+            ("segment", pa.int32()),
+            ("track_id", pa.int32()),
+            ("window", pa.int32()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("n_frames", pa.int32()),
+            ("bbox", _box),
+            ("emotion", pa.string()),
+            ("confidence", pa.float32()),
+            ("scores", _scores),
+        ),
+        *_maybe(
+            ("description", pa.string()),
+            ("action_units", pa.list_(pa.string())),
+            ("valence", pa.float32()),
+            ("arousal", pa.float32()),
+            ("intensity", pa.float32()),
+            ("transcript", pa.string()),
+        ),
+        *_columns(
+            ("model", pa.string()),
+            ("model_revision", pa.string()),
+            ("config_hash", pa.string()),
+            ("run_id", pa.string()),
+            ("schema_version", pa.int32()),
+        ),
+    ]
+)
+
+TRACKS = pa.schema(
+    _columns(
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("segment", pa.int32()),
+        ("track_id", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("n_detections", pa.int32()),
+        ("mean_score", pa.float32()),
+        ("mean_box", _box),
+        ("dominant_emotion", pa.string()),
+        ("emotion_scores", _scores),
+        ("run_id", pa.string()),
+        ("schema_version", pa.int32()),
+    )
+)
+
+VIDEOS = pa.schema(
+    [
+        *_columns(("video_id", pa.string()), ("uri", pa.string())),
+        *_maybe(("size", pa.int64())),
+        *_columns(("segment", pa.int32()), ("n_segments", pa.int32()), ("state", pa.string())),
+        *_maybe(
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+            ("duration_s", pa.float64()),
+            ("fps", pa.float64()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("codec", pa.string()),
+        ),
+        *_columns(
+            ("n_tracks", pa.int32()),
+            ("n_windows", pa.int32()),
+            ("commit_id", pa.string()),
+            ("run_id", pa.string()),
+            ("finished_at", pa.timestamp("us", tz="UTC")),
+            ("attempt", pa.int32()),
+            ("config_hash", pa.string()),
+            ("schema_version", pa.int32()),
+        ),
+    ]
+)
+"""The ledger. `attempt` and `config_hash` are beyond the contract: how often a segment was tried,
+and under which configuration it was done."""
+
+TABLES = {"annotations": ANNOTATIONS, "tracks": TRACKS, "videos": VIDEOS}
+
+VIDEO_ROW = pa.schema(
+    [
+        *_columns(("video_id", pa.string()), ("uri", pa.string())),
+        *_maybe(("size", pa.int64())),
+        *_columns(("corpus", pa.string()), ("attempt", pa.int32())),
+        *_maybe(
+            ("segments", pa.list_(pa.int32())),
+            ("age", pa.string()),
+            ("gender", pa.string()),
+            ("race", pa.string()),
+            ("missing", pa.string()),
+        ),
+    ]
+)
+"""A video to be done. segments: those wanted, null for all; missing: why it cannot be opened."""
+
+SEGMENT_ROW = pa.schema(
+    [
+        *[f for f in VIDEO_ROW if f.name not in ("segments", "missing")],
+        *_columns(("segment", pa.int32()), ("n_segments", pa.int32())),
+        *_columns(("start_s", pa.float64()), ("end_s", pa.float64())),
+        *_maybe(
+            ("duration_s", pa.float64()),
+            ("fps", pa.float64()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("codec", pa.string()),
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+        ),
+        *_columns(("failed", pa.bool_())),
+    ]
+)
+"""A segment to be done; `failed` with a reason where probing already found it cannot be."""
+
+_track = pa.struct(
+    [
+        ("track_id", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("n_detections", pa.int32()),
+        ("mean_score", pa.float32()),
+        ("mean_box", _box),
+    ]
+)
+
+_window = pa.struct(
+    [
+        ("track_id", pa.int32()),
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("bbox", _box),
+        ("crops", pa.list_(pa.binary())),
+        ("landmarks", pa.list_(pa.list_(pa.float32(), 10))),
+        ("features", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+"""crops: encoded pictures, one a frame; landmarks: x1 y1 ... x5 y5 per frame as fractions of the
+crop; features: the detector's global face feature per frame."""
+
+FACES_ROW = pa.schema(
+    [
+        *SEGMENT_ROW,
+        pa.field("tracks", pa.list_(_track), nullable=False),
+        pa.field("windows", pa.list_(_window), nullable=False),
+        pa.field("frames_seen", pa.int64(), nullable=False),
+        pa.field("video_seconds", pa.float64(), nullable=False),
+        pa.field("face_seconds", pa.float64(), nullable=False),
+    ]
+)
+"""A segment whose faces are found. video_seconds: span of the frames decoded; face_seconds: how
+long the face stage took."""
+
+_annotation = pa.struct(
+    [
+        ("track_id", pa.int32()),
+        ("window", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("n_frames", pa.int32()),
+        ("bbox", _box),
+        ("emotion", pa.string()),
+        ("confidence", pa.float32()),
+        ("scores", _scores),
+        ("model", pa.string()),
+        ("model_revision", pa.string()),
+    ]
+)
+
+ANNOTATED_ROW = pa.schema(
+    [
+        *[f for f in FACES_ROW if f.name != "windows"],
+        pa.field("annotations", pa.list_(_annotation), nullable=False),
+        pa.field("annotate_seconds", pa.float64(), nullable=False),
+    ]
+)
+
+COMMITTED_ROW = pa.schema(
+    [
+        *_columns(
+            ("video_id", pa.string()),
+            ("segment", pa.int32()),
+            ("state", pa.string()),
+        ),
+        *_maybe(("reason", pa.string())),
+        *_columns(
+            ("n_tracks", pa.int32()),
+            ("n_windows", pa.int32()),
+            ("video_seconds", pa.float64()),
+            ("face_seconds", pa.float64()),
+            ("annotate_seconds", pa.float64()),
+            ("write_seconds", pa.float64()),
+        ),
+    ]
+)
+"""What a write task tells the driver of each segment it committed."""

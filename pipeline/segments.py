@@ -1,0 +1,76 @@
+"""Videos -> segments, and the shape that a segment's row takes as it moves on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pipeline.config import DecodeConfig
+from pipeline.decode import VideoInfo, segment_spans
+from pipeline.errors import Reason
+
+_CARRIED = ("video_id", "uri", "size", "corpus", "attempt", "age", "gender", "race")
+_UNKNOWN = {"duration_s": None, "fps": None, "width": None, "height": None, "codec": None}
+
+
+def segment_rows(
+    video: dict[str, Any], info: VideoInfo, config: DecodeConfig
+) -> list[dict[str, Any]]:
+    """Rows of schema.SEGMENT_ROW for the wanted segments of a row of schema.VIDEO_ROW."""
+    spans = segment_spans(info.duration_s, config.segment_seconds)
+    known = {
+        "duration_s": info.duration_s,
+        "fps": info.fps,
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
+    }
+    wanted = video["segments"]
+    return [
+        {name: video[name] for name in _CARRIED}
+        | known
+        | {
+            "segment": k,
+            "n_segments": len(spans),
+            "start_s": start,
+            "end_s": end,
+            "reason": None,
+            "detail": None,
+            "failed": False,
+        }
+        for k, (start, end) in enumerate(spans)
+        if wanted is None or k in wanted
+    ]
+
+
+def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
+    """The one row of a video that cannot even be opened: segment 0 of 1."""
+    return (
+        {name: video[name] for name in _CARRIED}
+        | _UNKNOWN
+        | {
+            "segment": 0,
+            "n_segments": 1,
+            "start_s": 0.0,
+            "end_s": math.inf,
+            "reason": reason,
+            "detail": detail,
+            "failed": True,
+        }
+    )
+
+
+def failed_segment(segment: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:
+    """The same segment, marked failed."""
+    return segment | {"reason": reason, "detail": detail, "failed": True}
+
+
+def without_faces(segment: dict[str, Any], face_seconds: float = 0.0) -> dict[str, Any]:
+    """A row of schema.FACES_ROW with nothing found in it."""
+    return segment | {
+        "tracks": [],
+        "windows": [],
+        "frames_seen": 0,
+        "video_seconds": 0.0,
+        "face_seconds": face_seconds,
+    }

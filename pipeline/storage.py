@@ -1,0 +1,82 @@
+"""Files and objects by URI: one small door to fsspec, with writes that appear whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Storage:
+    """fsspec options of one run (endpoint_url, key, ...). They may be secret: repr hides them."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def locate(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """File system and path of a URI; UserError where no file system can be had for it."""
+        protocol = fsspec.utils.get_protocol(uri)
+        options = {} if protocol in ("file", "local") else dict(self.options)
+        try:
+            return fsspec.core.url_to_fs(uri, **options)
+        except (ValueError, ImportError, TypeError) as error:
+            raise UserError(f"{uri}: {error}") from None
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Writes a file that is never seen half: S3 PUTs are whole; elsewhere write aside and rename."""
+    if is_local(fs):
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            if os.path.exists(aside):
+                os.unlink(aside)
+            raise
+    else:
+        fs.pipe_file(path, data)
+
+
+def create_exclusively(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Writes `path` only if it is not there (S3: If-None-Match); False if it is."""
+    if is_local(fs):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs as fsspec options; dotted keys nest (client_kwargs.region_name=...)."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(
+                "--storage-option is not key=value; write endpoint_url=http://host:9000"
+            )
+        *folders, leaf = key.split(".")
+        node = options
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = {"true": True, "false": False}.get(value.lower(), value)
+    return options

@@ -1,0 +1,148 @@
+"""Tuning end to end: a config -> prepared faces -> stages -> calibration -> a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.optimize import minimize_scalar
+
+from pipeline.labels import LABEL_SETS, label_set
+from pipeline.models.config import ModelConfig
+from pipeline.models.emo_llama import EmoLlama
+from pipeline.models.folder import QUESTION_LIMIT, save_model
+from pipeline.models.prompts import (
+    SYSTEM,
+    Prompter,
+    attribute_sentence,
+    emotion_question,
+    train_tokenizer,
+)
+from pipeline.training.card import model_card
+from pipeline.training.faces import LabelledFaces, prepare_faces
+from pipeline.training.instruct import InstructionTuner
+from pipeline.training.loop import StageConfig, class_scores, train_stage
+from pipeline.training.metrics import Scores, classification_scores
+from pipeline.training.stem import StemClassifier
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class DataConfig(BaseModel):
+    """Parquet tables with columns `image` (encoded bytes) and `label`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Path
+    valid: Path
+
+
+class TuneConfig(BaseModel):
+    """All that decides what comes out of `emolake tune`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelConfig
+    data: DataConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+
+
+def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores:
+    """Trains a model from scratch and writes the folder `output` that `--model` takes.
+
+    Progress, checkpoints and prepared faces stand under `output`/training; started again after a
+    kill it goes on from the last checkpoint.
+    """
+    work = output / "training"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    labels = label_set(config.model.label_set)
+    train = _faces(config.data.train, config.model, work, log)
+    valid = _faces(config.data.valid, config.model, work, log)
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer(_texts(), config.model.language.vocab_size)
+    # Plain attention trains faster than the fused kernel's backward on such short sequences.
+    network = EmoLlama(config.model, attention="eager")
+    prompter = Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
+    for stage in config.stages:
+        if stage.trains == "stem":
+            torch.manual_seed(config.seed)
+            classifier = StemClassifier(config.model, len(labels))
+            train_stage(
+                classifier,
+                train,
+                valid,
+                stage,
+                seed=config.seed,
+                folder=work,
+                device=device,
+                log=log,
+            )
+            stem = network.vision.model.get_submodule("embeddings.stem")
+            stem.load_state_dict(classifier.stem.state_dict())
+        else:
+            tuner = InstructionTuner(network, prompter, labels)
+            train_stage(
+                tuner, train, valid, stage, seed=config.seed, folder=work, device=device, log=log
+            )
+    network, scores = _calibrated(network, prompter, valid, labels)
+    card = model_card(config, scores, labels, train=len(train))
+    save_model(output, network, tokenizer, card)
+    return scores
+
+
+def _faces(path: Path, model: ModelConfig, work: Path, log: Callable[[str], None]) -> LabelledFaces:
+    faces = prepare_faces(
+        path,
+        label_set(model.label_set),
+        model.crop,
+        grayscale=model.processor.grayscale,
+        cache=work,
+    )
+    log(f"{path.name}: {len(faces)} faces")
+    return faces
+
+
+def _texts() -> list[str]:
+    """What the tokenizer must hold whole: the prompts and every label of every set."""
+    texts = [f"{SYSTEM} USER: "]
+    texts += [attribute_sentence({"age": "20-29", "gender": "female", "race": "Asian"})]
+    for labels in LABEL_SETS.values():
+        texts += [f"\n{emotion_question(labels)} ASSISTANT:", *(f" {label}" for label in labels)]
+    return texts * 4
+
+
+def _calibrated(
+    network: EmoLlama, prompter: Prompter, valid: LabelledFaces, labels: tuple[str, ...]
+) -> tuple[EmoLlama, Scores]:
+    """Fits the temperature on the validation faces in float32, as inference computes."""
+    network = network.float()
+    tuner = InstructionTuner(network, prompter, labels)
+    device = next(network.parameters()).device
+    log_scores = class_scores(tuner.to(device), valid, device, "float32")
+    temperature = fit_temperature(log_scores, valid.labels)
+    config = network.config.model_copy(update={"temperature": round(temperature, 4)})
+    network.config = config
+    return network, classification_scores(_softmax(log_scores / config.temperature), valid.labels)
+
+
+def fit_temperature(log_scores: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
+    """The temperature of least negative log-likelihood (Guo et al. 2017), by bounded search."""
+
+    def nll(log_temperature: float) -> float:
+        probabilities = _softmax(log_scores / np.exp(log_temperature))
+        picked = probabilities[np.arange(len(truth)), truth]
+        return float(-np.log(np.maximum(picked, 1e-12)).mean())
+
+    found = minimize_scalar(nll, bounds=(-2.0, 2.0), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    out: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
+    return out
