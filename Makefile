@@ -31,9 +31,9 @@ format: $(INSTALLED) ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
-	$(BIN)/emolake bench startup
 	$(BIN)/emolake bench faces
 	$(BIN)/emolake bench annotate
+	$(BIN)/emolake bench pipeline
 
 clean: ## remove what was built
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
@@ -90,9 +89,5 @@ class AnnotationActor:
 
 
 def _input(row: dict[str, Any], window: dict[str, Any]) -> WindowInput:
-    return WindowInput(
-        crops=window["crops"],
-        landmarks=np.asarray(window["landmarks"], np.float32).reshape(-1, 5, 2),
-        features=np.asarray(window["features"], np.float32),
-        attributes={name: row[name] for name in ("age", "gender", "race") if row[name]},
-    )
+    told = {name: row[name] for name in ("age", "gender", "race") if row[name]}
+    return WindowInput.of(window, told)

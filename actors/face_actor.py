@@ -51,13 +51,13 @@ class _Decoder:
 
     def __init__(self, settings: FaceSettings) -> None:
         self.settings = settings
-        self._child = Child("actors.face_child")
+        self.child = Child("actors.face_child")
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
-        if self._child.pid is None:
-            self._child.ask(self.settings.message(), _START_TIMEOUT_S)
+        if self.child.pid is None:
+            self.child.ask(self.settings.message(), _START_TIMEOUT_S)
         try:
-            return self._child.ask(json.dumps(request).encode(), timeout_s)
+            return self.child.ask(json.dumps(request).encode(), timeout_s)
         except ChildTimedOut as error:
             return "timeout", str(error)
         except ChildDied as error:
@@ -70,6 +70,11 @@ class SegmentPlanner:
     def __init__(self, settings: FaceSettings) -> None:
         self.settings = settings
         self._decoder = _Decoder(settings)
+
+    @property
+    def decoder(self) -> Child:
+        """The child process, for those who watch it."""
+        return self._decoder.child
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         rows = [row for video in videos.to_pylist() for row in self._segments(video)]
@@ -94,6 +99,11 @@ class FaceActor:
     def __init__(self, settings: FaceSettings) -> None:
         self.settings = settings
         self._decoder = _Decoder(settings)
+
+    @property
+    def decoder(self) -> Child:
+        """The child process, for those who watch it."""
+        return self._decoder.child
 
     def __call__(self, segments: pa.Table) -> pa.Table:
         return pa.concat_tables([self._found(row) for row in segments.to_pylist()])

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import sys
 import time
 from collections import Counter
@@ -93,8 +94,10 @@ def _annotate(
     from jobs.flow import annotated, start_ray
 
     ours = not ray.is_initialized()
+    on_term = signal.getsignal(signal.SIGTERM)
     if ours:
         start_ray(setting.config.resources)
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
     try:
         for row in annotated(plan, setting, run, fence):
             progress.add(row)

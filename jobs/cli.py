@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return EXIT_USER
     except KeyboardInterrupt:
-        print("interrupted; what was committed stays, the same command resumes", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
+    except SystemExit as left:
+        # While Ray starts it handles SIGTERM by an exit of its own.
+        if left.code == signal.SIGTERM:
+            return _interrupted()
+        raise
     except BrokenPipeError:
         # The reader of our output left (`emolake status | head`); nothing more can be told to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _complain(error)
         return EXIT_FAILED
+
+
+def _interrupted() -> int:
+    print("interrupted; what was committed stays, the same command resumes", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:
@@ -218,7 +227,7 @@ def _bench(commands: Any) -> None:
         "measure against a peer in the same run (docs/benchmarks.md)",
         "emolake bench faces --clips clips/ --json",
     )  # fmt: skip
-    parser.add_argument("name", choices=("faces", "annotate", "startup"), help="what to measure")
+    parser.add_argument("name", choices=("faces", "annotate", "pipeline"), help="what to measure")
     parser.add_argument(
         "--clips", type=Path, metavar="DIR", help="folder of videos (default: the demo's)"
     )

@@ -7,6 +7,7 @@ one row out from segments on, so a segment has exactly one outcome.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ from pipeline.planning import Plan
 from pipeline.schema import COMMITTED_ROW
 
 # Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
-# pools that hold nearly all of a small machine.
+# pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
+# some logical CPUs are always left over.
 _TASK_CPUS = 0.1
 _CPU_ANNOTATION_CPUS = 0.5
+_SPARE_CPUS = 2
 _VIDEOS_PER_BLOCK = 32
 _SEGMENTS_PER_MODEL_CALL = 4
 
@@ -41,8 +44,10 @@ def start_ray(resources: ResourcesConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
+        faces = resources.face_actors or _default_faces(_cores())
+        annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
         ray.init(
-            num_cpus=_cores() + 1,
+            num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
             object_store_memory=resources.object_store_mb * 1024 * 1024,
             include_dashboard=False,
             **quiet,
@@ -65,10 +70,14 @@ def pool_sizes(resources: ResourcesConfig) -> tuple[int, int, float]:
         annotation = max(1, int(total.get("GPU", 0) / gpus)) if gpus else 1
     face = resources.face_actors
     if face is None:
-        # On a machine of our own one logical CPU was added for the pieces between the pools.
-        cpus = _cores() if not os.environ.get("RAY_ADDRESS") else int(total.get("CPU", 1)) - 1
-        face = max(1, cpus - 1)
+        shared = bool(os.environ.get("RAY_ADDRESS"))
+        face = _default_faces(int(total.get("CPU", 1)) - _SPARE_CPUS if shared else _cores())
     return face, annotation, gpus
+
+
+def _default_faces(cpus: int) -> int:
+    """Face actors for so many CPUs: one is left to the annotation stage."""
+    return max(1, cpus - 1)
 
 
 def annotated(

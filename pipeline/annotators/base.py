@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,16 @@ class WindowInput:
     landmarks: NDArray[np.float32]
     features: NDArray[np.float32]
     attributes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, window: Mapping[str, Any], attributes: Mapping[str, str]) -> WindowInput:
+        """From a window struct of schema.FACES_ROW."""
+        return cls(
+            crops=window["crops"],
+            landmarks=np.asarray(window["landmarks"], np.float32).reshape(-1, 5, 2),
+            features=np.asarray(window["features"], np.float32),
+            attributes=attributes,
+        )
 
 
 @dataclass(frozen=True)

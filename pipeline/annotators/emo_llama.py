@@ -14,7 +14,7 @@ from pipeline.faces.stage import decode_crop
 from pipeline.labels import label_set
 from pipeline.models.folder import load_model
 from pipeline.models.prompts import PromptTokens
-from pipeline.models.scoring import LabelTrie, label_log_probabilities
+from pipeline.models.scoring import LabelTrie, greedy, label_log_probabilities
 
 
 class EmoLlamaAnnotator:
@@ -70,6 +70,21 @@ class EmoLlamaAnnotator:
     @torch.inference_mode()
     def _forward(self, batch: list[WindowInput], prompt: PromptTokens, trie: LabelTrie) -> Tensor:
         """(B, L) log-probabilities of windows of equal length."""
+        embeds = self._embeds(batch, prompt)
+        return label_log_probabilities(self.network, embeds, trie, self.model_config.temperature)
+
+    @torch.inference_mode()
+    def generate_answer(self, window: WindowInput, max_tokens: int) -> str:
+        """The answer as free text, greedily: the published way of asking, one window a call."""
+        prompt = self.prompter.emotion(
+            self.labels, window.attributes if self.use_attributes else {}
+        )
+        ids = greedy(self.network, self._embeds([window], prompt), max_tokens)[0].tolist()
+        stop = ids.index(self.prompter.eos) if self.prompter.eos in ids else len(ids)
+        return str(self.prompter.tokenizer.decode(ids[:stop])).strip()
+
+    def _embeds(self, batch: list[WindowInput], prompt: PromptTokens) -> Tensor:
+        """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
         frames = len(batch[0].crops)
         dtype = self.network.query_tokens.dtype
         question = torch.tensor(prompt.question, device=self.device)
@@ -78,8 +93,7 @@ class EmoLlamaAnnotator:
         features = torch.from_numpy(np.stack([w.features for w in batch])).to(self.device, dtype)
         landmarks = torch.from_numpy(np.stack([w.landmarks for w in batch])).to(self.device, dtype)
         visual = self.network.visual_tokens(tokens, features, landmarks)
-        embeds = self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
-        return label_log_probabilities(self.network, embeds, trie, self.model_config.temperature)
+        return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
 
     def _pixels(self, batch: list[WindowInput]) -> Tensor:
         """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +17,29 @@ _ORDER = ("finished_at", "commit_id")
 
 @dataclass(frozen=True)
 class Ledger:
-    """rows: every committed ledger row (schema.VIDEOS plus corpus, date, path and `live`).
+    """rows: every committed ledger row (schema.VIDEOS plus corpus, date, path and `standing`).
 
-    A row is live if it is the newest of its (video_id, segment) and belongs to the newest whole
-    version of its uri: when an object has changed, or was cut into other segments, the new version
-    counts once all its segments are there.
+    standing says whether a row is
+    - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
+      object has changed, or was cut into other segments, the new version counts once all its
+      segments are there;
+    - pending: of a newer version that is not whole yet;
+    - stale: replaced by a row that counts.
     """
 
     rows: pa.Table
 
     @property
     def live(self) -> pa.Table:
-        return self.rows.filter(self.rows["live"])
+        return self.rows.filter(pc.equal(self.rows["standing"], "live"))
 
     @property
     def stale(self) -> pa.Table:
-        return self.rows.filter(pc.invert(self.rows["live"]))
+        return self.rows.filter(pc.equal(self.rows["standing"], "stale"))
+
+    @property
+    def kept(self) -> pa.Table:
+        return self.rows.filter(pc.not_equal(self.rows["standing"], "stale"))
 
 
 def read_ledger(lake: Lake) -> Ledger:
@@ -44,37 +52,39 @@ def read_ledger(lake: Lake) -> Ledger:
             table = table.append_column(name, column)
         parts.append(table)
     if not parts:
-        empty = [pa.field(n, pa.string()) for n in ("corpus", "date", "path")] + [
-            pa.field("live", pa.bool_())
-        ]
-        return Ledger(pa.schema([*VIDEOS, *empty]).empty_table())
+        extra = [pa.field(n, pa.string()) for n in ("corpus", "date", "path", "standing")]
+        return Ledger(pa.schema([*VIDEOS, *extra]).empty_table())
     rows = pa.concat_tables(parts).sort_by([(name, "ascending") for name in _ORDER])
-    return Ledger(rows.append_column("live", _live(rows)))
+    return Ledger(rows.append_column("standing", _standing(rows)))
 
 
-def _live(rows: pa.Table) -> pa.Array:
-    """Mask over rows that stand in time order."""
+def _standing(rows: pa.Table) -> pa.Array:
+    """`live`, `pending` or `stale` for rows that stand in time order."""
     order = pa.array(range(rows.num_rows), pa.int64())
     slim = rows.select(["video_id", "uri", "segment", "n_segments"]).append_column("at", order)
-    # Newest row of each segment of each version (a version: one object cut one way).
+    # A version is one object cut one way; of each of its segments the newest row speaks.
     version = ["uri", "video_id", "n_segments"]
     newest = slim.group_by([*version, "segment"]).aggregate([("at", "max")])
     versions = newest.group_by(version).aggregate([("segment", "count"), ("at_max", "max")])
-    whole = pc.equal(versions["segment_count"], pc.cast(versions["n_segments"], pa.int64()))
-    latest = versions.append_column("whole", whole).sort_by(
-        [("whole", "descending"), ("at_max_max", "descending")]
-    )
-    chosen: dict[str, tuple[str, int]] = {}
-    for uri, video_id, count in zip(*(latest[name].to_pylist() for name in version), strict=True):
-        chosen.setdefault(uri, (video_id, count))
-    live_at = [
-        at
-        for uri, video_id, count, at in zip(
-            *(newest[name].to_pylist() for name in (*version, "at_max")), strict=True
-        )
-        if chosen[uri] == (video_id, count)
-    ]
-    return pc.is_in(order, pa.array(live_at, pa.int64()))
+    latest: dict[tuple[str, str, int], tuple[bool, int]] = {}
+    chosen: dict[str, tuple[bool, int]] = {}
+    columns = (*version, "segment_count", "at_max_max")
+    for uri, video_id, count, there, at in _zipped(versions, *columns):
+        rank = (there == count, at)
+        latest[(uri, video_id, count)] = rank
+        chosen[uri] = max(chosen.get(uri, rank), rank)
+    standing = ["stale"] * rows.num_rows
+    for uri, video_id, count, at in _zipped(newest, *version, "at_max"):
+        rank = latest[(uri, video_id, count)]
+        if rank == chosen[uri]:
+            standing[at] = "live"
+        elif rank[1] > chosen[uri][1]:
+            standing[at] = "pending"
+    return pa.array(standing, pa.string())
+
+
+def _zipped(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def newest_versions(rows: pa.Table) -> pa.Table:
@@ -84,15 +94,11 @@ def newest_versions(rows: pa.Table) -> pa.Table:
     slim = rows.select(["video_id", "segment", "n_segments"]).append_column("at", order)
     newest = slim.group_by(["video_id", "n_segments", "segment"]).aggregate([("at", "max")])
     latest: dict[str, tuple[int, int]] = {}
-    columns = (newest[name].to_pylist() for name in ("video_id", "n_segments", "at_max"))
-    for video_id, count, at in zip(*columns, strict=True):
+    for video_id, count, at in _zipped(newest, "video_id", "n_segments", "at_max"):
         latest[video_id] = max(latest.get(video_id, (-1, -1)), (at, count))
     keep = [
         at
-        for video_id, count, at in zip(
-            *(newest[name].to_pylist() for name in ("video_id", "n_segments", "at_max")),
-            strict=True,
-        )
+        for video_id, count, at in _zipped(newest, "video_id", "n_segments", "at_max")
         if latest[video_id][1] == count
     ]
     return rows.filter(pc.is_in(order, pa.array(keep, pa.int64())))

@@ -1,4 +1,4 @@
-"""Mending a lake: orphans of dead attempts go, files with rows that no longer count are rewritten."""
+"""Mending a lake: orphans of dead attempts go, stale rows are written out of their files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def remove_orphans(lake: Lake) -> int:
 
 
 def remove_stale_rows(lake: Lake, fence: Callable[[], None]) -> int:
-    """Makes a plain glob show live rows only; returns how many ledger rows went.
+    """Makes a plain glob show no replaced row; returns how many ledger rows went.
 
-    Per commit with stale rows: the live rows are committed anew (the same protocol), then the old
+    Per commit with stale rows: its other rows are committed anew (the same protocol), then the old
     data files go, then the old ledger file. A crash after the new commit leaves two ledger rows for
     a segment, of which the newer counts, and the next call here finishes the work.
     """
@@ -37,9 +37,9 @@ def remove_stale_rows(lake: Lake, fence: Callable[[], None]) -> int:
     files = {(f.table, f.commit_id): f for t in (*DATA_TABLES, LEDGER) for f in lake.files(t)}
     for commit_id in pc.unique(stale["commit_id"]).to_pylist():
         old = files[(LEDGER, commit_id)]
-        live = ledger.live.filter(pc.equal(ledger.live["commit_id"], commit_id))
-        if live.num_rows:
-            _recommit(lake, old, live, files, fence)
+        kept = ledger.kept.filter(pc.equal(ledger.kept["commit_id"], commit_id))
+        if kept.num_rows:
+            _recommit(lake, old, kept, files, fence)
         fence()
         for table in (*DATA_TABLES, LEDGER):
             if (table, commit_id) in files:
@@ -50,12 +50,12 @@ def remove_stale_rows(lake: Lake, fence: Callable[[], None]) -> int:
 def _recommit(
     lake: Lake,
     old: DataFile,
-    live: pa.Table,
+    kept: pa.Table,
     files: dict[tuple[str, str], DataFile],
     fence: Callable[[], None],
 ) -> None:
     commit_id = new_commit_id()
-    keys = live.select(["video_id", "segment"])
+    keys = kept.select(["video_id", "segment"])
     tables: dict[str, pa.Table] = {}
     for name in DATA_TABLES:
         file = files.get((name, old.commit_id))

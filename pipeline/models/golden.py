@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.models import llama_vid
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.loading import fill
+from pipeline.models.scoring import greedy
 
 TOLERANCE = 1e-4
 
@@ -102,18 +103,6 @@ def _run_llama_vid(
                 "greedy_ids": greedy(model, embeds, steps)[0],
             },
         )
-
-
-def greedy(model: EmoLlama, embeds: Tensor, steps: int) -> Tensor:
-    """`steps` most likely tokens after embeds (B, S, D): (B, steps) int64; no stop token."""
-    out = model.language(inputs_embeds=embeds, use_cache=True)
-    ids = [out.logits[:, -1].argmax(-1)]
-    while len(ids) < steps:
-        out = model.language(
-            input_ids=ids[-1][:, None], past_key_values=out.past_key_values, use_cache=True
-        )
-        ids.append(out.logits[:, -1].argmax(-1))
-    return torch.stack(ids, dim=1)
 
 
 _RUNNERS: dict[str, Callable[..., Iterator[tuple[str, Stages]]]] = {"llama-vid": _run_llama_vid}

@@ -80,6 +80,18 @@ def sequence_log_probabilities(model: EmoLlama, embeds: Tensor, trie: LabelTrie)
     return torch.stack(columns, dim=1)
 
 
+def greedy(model: EmoLlama, embeds: Tensor, steps: int) -> Tensor:
+    """`steps` most likely tokens after embeds (B, S, D): (B, steps) int64; no stop token."""
+    out = model.language(inputs_embeds=embeds, use_cache=True)
+    ids = [out.logits[:, -1].argmax(-1)]
+    while len(ids) < steps:
+        out = model.language(
+            input_ids=ids[-1][:, None], past_key_values=out.past_key_values, use_cache=True
+        )
+        ids.append(out.logits[:, -1].argmax(-1))
+    return torch.stack(ids, dim=1)
+
+
 def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids (B, N), additive mask (B, 1, N, S + N) and depths (N,) of the inner nodes."""
     count = len(trie.inner)

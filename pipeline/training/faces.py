@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -68,7 +69,7 @@ def read_labelled_pictures(path: Path, labels: tuple[str, ...]) -> Iterator[tupl
         raise UserError(
             f"{path} does not exist; name a Parquet file with image and label"
         ) from None
-    except OSError as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from None
     for column in ("image", "label"):
         if column not in table.column_names:

@@ -1,0 +1,32 @@
+"""The face child, except that a name can crash it, hang it or make it eat memory."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from actors import face_child
+
+
+class _PoisonedWorker(face_child._Worker):
+    def answer(self, request: dict[str, Any]) -> bytes:
+        uri = request.get("probe") or request["faces"]["uri"]
+        if "segv" in uri:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "hang" in uri:
+            time.sleep(600)
+        if "exit" in uri:
+            sys.exit(7)
+        return super().answer(request)
+
+    def _source(self, uri: str) -> Any:
+        if "memory" in uri:
+            bytearray(1 << 40)
+        return super()._source(uri)
+
+
+face_child._Worker = _PoisonedWorker  # type: ignore[misc]
+
+if __name__ == "__main__":
+    face_child.main()

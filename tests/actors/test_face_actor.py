@@ -1,0 +1,144 @@
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from actors.child import Child, ChildDied, ChildTimedOut
+from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from pipeline.faces.align import CropSpec
+from pipeline.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
+
+POISON = "tests.actors.poison_child"
+
+
+def settings(**limits: Any) -> FaceSettings:
+    return FaceSettings(
+        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(**limits), CropSpec(48)
+    )
+
+
+def videos(*paths: Path, **changes: Any) -> pa.Table:
+    rows = [
+        {
+            "video_id": path.stem, "uri": str(path), "size": 1, "corpus": "c", "attempt": 1,
+            "segments": None, "age": None, "gender": None, "race": None, "missing": None,
+        } | changes
+        for path in paths
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, VIDEO_ROW)
+
+
+def run(actor: SegmentPlanner | FaceActor, table: pa.Table) -> list[dict[str, Any]]:
+    out = actor(table)
+    assert out.schema == (FACES_ROW if isinstance(actor, FaceActor) else SEGMENT_ROW)
+    return out.to_pylist()
+
+
+@pytest.fixture
+def planner() -> SegmentPlanner:
+    planner = SegmentPlanner(settings(segment_timeout_seconds=20))
+    planner.decoder.module = POISON
+    return planner
+
+
+@pytest.fixture
+def actor() -> FaceActor:
+    actor = FaceActor(settings(segment_timeout_seconds=20, timeout_per_video_second=0))
+    actor.decoder.module = POISON
+    return actor
+
+
+def test_a_portrait_gives_one_track_with_its_windows(demo_videos) -> None:
+    face_settings = settings()
+    segments = SegmentPlanner(face_settings)(videos(demo_videos / "portrait.mp4"))
+    (row,) = run(FaceActor(face_settings), segments)
+    assert not row["failed"]
+    assert len(row["tracks"]) == 1
+    assert [w["window"] for w in row["windows"]] == [0, 1, 2]
+    assert row["windows"][0]["crops"][0].startswith(b"\x89PNG")
+    assert len(row["windows"][0]["features"][0]) == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("segv", "decoder_crashed"), ("exit", "decoder_crashed"), ("memory", "out_of_memory")],
+)
+def test_poison_costs_its_own_segment_only(
+    planner, actor, demo_videos, tmp_path, name: str, reason: str
+) -> None:
+    good = [shutil.copy(demo_videos / "no_face.mp4", tmp_path / f"good{k}.mp4") for k in (0, 1)]
+    poison = shutil.copy(demo_videos / "no_face.mp4", tmp_path / f"{name}.mp4")
+    table = videos(good[0], poison, good[1])
+    planned = run(planner, table)
+    assert [row["reason"] for row in planned] == [None, reason, None]
+    # The same segment in the face stage, as if only decoding it were poisonous.
+    innocent = pa.Table.from_pylist(
+        [row | {"failed": False, "reason": None} for row in planned], SEGMENT_ROW
+    )
+    found = run(actor, innocent)
+    assert [row["reason"] for row in found] == [None, reason, None]
+    assert [row["failed"] for row in found] == [False, True, False]
+    assert [row["frames_seen"] > 0 for row in found] == [True, False, True]
+
+
+def test_a_hanging_decoder_is_stopped_at_its_timeout(demo_videos, tmp_path) -> None:
+    planner = SegmentPlanner(settings(segment_timeout_seconds=1))
+    planner.decoder.module = POISON
+    hang = shutil.copy(demo_videos / "no_face.mp4", tmp_path / "hang.mp4")
+    planner(videos(demo_videos / "no_face.mp4"))  # the start of the child is not what is timed
+    started = time.monotonic()
+    rows = run(planner, videos(hang, demo_videos / "no_face.mp4"))
+    assert [row["reason"] for row in rows] == ["timeout", None]
+    assert time.monotonic() - started < 15
+
+
+def test_a_missing_video_is_a_row_without_a_child(planner, tmp_path) -> None:
+    (row,) = run(planner, videos(tmp_path / "none.mp4", missing="not_found"))
+    assert (row["reason"], row["failed"], row["n_segments"]) == ("not_found", True, 1)
+    assert planner.decoder.pid is None
+
+
+def test_a_long_video_becomes_segments(demo_videos) -> None:
+    short = FaceSettings(
+        DecodeConfig(segment_seconds=2.5),
+        FacesConfig(),
+        WindowsConfig(),
+        LimitsConfig(),
+        CropSpec(48),
+    )
+    rows = run(SegmentPlanner(short), videos(demo_videos / "portrait.mp4"))
+    assert [(r["segment"], r["n_segments"], r["start_s"]) for r in rows] == [
+        (0, 3, 0.0), (1, 3, 2.5), (2, 3, 5.0)
+    ]  # fmt: skip
+    wanted = videos(demo_videos / "portrait.mp4", segments=[1])
+    assert [r["segment"] for r in run(SegmentPlanner(short), wanted)] == [1]
+
+
+def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> None:
+    child = Child(POISON)
+    hello = settings().message()
+    child.ask(hello, 60)
+    first = child.pid
+    with pytest.raises(ChildDied, match="SIGSEGV"):
+        child.ask(b'{"probe": "segv"}', 20)
+    assert child.pid is None
+    child.ask(hello, 60)
+    assert child.pid not in (None, first)
+    with pytest.raises(ChildTimedOut):
+        child.ask(b'{"probe": "hang"}', 0.5)
+    assert child.pid is None
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    child = Child(POISON)
+    child.ask(settings().message(), 60)
+    pid = child.pid
+    assert pid is not None
+    child.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
