@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format docs bench clean
 
 help: ## list these
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ lint: $(INSTALLED) ## ruff and mypy
 format: $(INSTALLED) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## write docs/configuration.md anew
+	$(BIN)/python -m jobs.docs docs/configuration.md
 
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
 	$(BIN)/emolake bench faces

@@ -44,7 +44,7 @@ def annotate_command(options: argparse.Namespace) -> int:
     except OSError as error:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"output {setting.lake.uri} cannot be written: {words}") from None
-    with Progress(0, quiet=options.quiet or options.json) as progress:
+    with Progress(0, quiet=options.quiet) as progress:
         try:
             result = _run(setting, run, videos, lease.fence, progress)
         finally:

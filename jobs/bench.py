@@ -196,7 +196,7 @@ def loop_clip(clip: Path, target: Path, seconds: float) -> None:
                 out.mux(packet)
 
 
-def _bench_annotate(clips: list[Path], scratch: Path) -> Iterator[Measurement]:
+def _bench_annotate(clips: list[Path], _scratch: Path) -> Iterator[Measurement]:
     """The annotation stage against the reference's way: one window a call, the answer generated."""
     import torch
 

@@ -100,6 +100,7 @@ def train_stage(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step, best = state["step"], state["best"]
+        _forget_after(metrics_file, step)
         log(f"{stage.name}: resuming at step {step} of {total}")
     counts = np.bincount(train.labels, minlength=int(train.labels.max()) + 1)
     weights = torch.tensor(
@@ -109,6 +110,7 @@ def train_stage(
     while step < total:
         batch = _batch_rows(train, stage, seed, step, per_epoch)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed(seed * 1_000_003 + step)  # dropout draws from the global generator
         frames = stage.frames[int(torch.randint(len(stage.frames), (1,), generator=generator))]
         clips = augmented_clips(
             _canvas(train, batch),
@@ -207,6 +209,13 @@ def _parameter_groups(module: nn.Module, stage: StageConfig) -> list[dict[str, o
         {"params": parameters, "factor": factor} | ({} if decays else {"weight_decay": 0.0})
         for (decays, factor), parameters in groups.items()
     ]
+
+
+def _forget_after(metrics_file: Path, step: int) -> None:
+    """Drops the records of steps that a kill undid and that will be done again."""
+    lines = metrics_file.read_text().splitlines() if metrics_file.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    metrics_file.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _set_frozen(module: nn.Module, stage: StageConfig) -> list[nn.Module]:

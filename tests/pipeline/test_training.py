@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.faces.align import MIRRORED_POINTS
+from pipeline.models.config import ModelConfig, VisionConfig
+from pipeline.training.augment import Jitter, augmented_clips, plain_clips
+from pipeline.training.faces import LabelledFaces, canvas_side, crop_to_canvas, prepare_faces
+from pipeline.training.loop import StageConfig, train_stage
+from pipeline.training.metrics import classification_scores
+from pipeline.training.stem import StemClassifier
+from pipeline.training.tune import fit_temperature
+
+LABELS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+TWO = ("happiness", "surprise")
+
+
+@pytest.fixture(scope="module")
+def faces(fer2013, tmp_path_factory) -> LabelledFaces:
+    """A few hundred real faces, happy and surprised."""
+    folder = tmp_path_factory.mktemp("faces")
+    table = pq.read_table(fer2013 / "fer2013_valid.parquet", columns=["image", "label"])
+    wanted = [
+        i for i, label in enumerate(table["label"].to_pylist()) if label in ("happy", "surprise")
+    ]
+    pq.write_table(table.take(wanted[:400]), folder / "few.parquet")
+    return prepare_faces(folder / "few.parquet", TWO, config().crop, grayscale=True, cache=folder)
+
+
+def config() -> ModelConfig:
+    vision = VisionConfig(kind="conv_vit", image_size=48, patch_size=8, stem_channels=(16, 32, 32))
+    return ModelConfig(vision=vision)
+
+
+def split(faces: LabelledFaces) -> tuple[LabelledFaces, LabelledFaces]:
+    parts = []
+    for rows in (slice(0, 300), slice(300, 400)):
+        parts.append(LabelledFaces(**{name: value[rows] for name, value in vars(faces).items()}))
+    return parts[0], parts[1]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "stem-metrics.jsonl").read_text().splitlines()
+    return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+def train(faces: LabelledFaces, folder: Path, stop_after: int | None = None) -> float:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    stage = StageConfig(
+        name="stem", trains="stem", epochs=6, batch_size=50, warmup_steps=5, learning_rate=3e-3,
+        ema_decay=0.9, precision="float32", checkpoint_steps=4,
+    )  # fmt: skip
+    epochs = 0
+
+    def log(_line: str) -> None:
+        nonlocal epochs
+        epochs += 1
+        if stop_after is not None and epochs == stop_after:
+            raise KeyboardInterrupt
+
+    module = StemClassifier(config(), len(TWO))
+    device = torch.device("cpu")
+    return train_stage(
+        module, *split(faces), stage, seed=3, folder=folder, device=device, log=log
+    ).war
+
+
+def test_a_killed_training_goes_on_with_the_same_losses_and_learns(faces, tmp_path) -> None:
+    accuracy = train(faces, tmp_path / "whole")
+    assert accuracy > 0.72, "happy against surprised is easy; chance is 0.6 to 0.7"
+    with pytest.raises(KeyboardInterrupt):
+        train(faces, tmp_path / "killed", stop_after=3)
+    assert train(faces, tmp_path / "killed") == accuracy
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_the_plain_view_has_the_landmarks_on_the_template(faces) -> None:
+    canvas = torch.from_numpy(faces.canvas[:50]).permute(0, 3, 1, 2)
+    clips = plain_clips(canvas, torch.from_numpy(faces.landmarks[:50]), 48)
+    assert clips.pixels.shape == (50, 1, 1, 48, 48)
+    template = (config().crop.template() + 0.5) / 48
+    median = np.median(clips.landmarks[:, 0].numpy(), axis=0)
+    np.testing.assert_allclose(median, template, atol=0.03)
+
+
+def test_landmarks_move_with_the_augmented_picture() -> None:
+    side, size = canvas_side(config().crop), 48
+    points = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+    points = points * size @ crop_to_canvas(config().crop)[:, :2].T + side / 6
+    canvas = torch.zeros(1, 1, side, side, dtype=torch.uint8)
+    x, y = points[2]
+    canvas[0, 0, round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
+    landmarks = torch.from_numpy(points[None].astype(np.float32))
+    calm = Jitter(erase=0, soften=0, contrast=0, brightness=0)
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        clips = augmented_clips(canvas, landmarks, 4, size, generator, calm)
+        for t in range(4):
+            spot = clips.pixels[0, t, 0]
+            ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+            centre = torch.stack([(spot * xs).sum(), (spot * ys).sum()]) / spot.sum()
+            told = clips.landmarks[0, t, 2] * size - 0.5
+            assert (centre - told).abs().max() < 0.7
+            left_eye, right_eye = clips.landmarks[0, t, 0], clips.landmarks[0, t, 1]
+            assert left_eye[0] < right_eye[0], "a mirrored face keeps the order of its points"
+    assert sorted(MIRRORED_POINTS) == [0, 1, 2, 3, 4]
+
+
+def test_the_same_seed_makes_the_same_clips(faces) -> None:
+    canvas = torch.from_numpy(faces.canvas[:8]).permute(0, 3, 1, 2)
+    landmarks = torch.from_numpy(faces.landmarks[:8])
+    made = [
+        augmented_clips(canvas, landmarks, 3, 48, torch.Generator().manual_seed(seed)).pixels
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_metrics_of_a_hand_computed_example() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]])
+    scores = classification_scores(probabilities, np.array([0, 1, 1, 0]))
+    assert scores.war == 0.75
+    assert scores.uar == pytest.approx((1 + 0.5) / 2)
+    assert scores.macro_f1 == pytest.approx((2 * 2 / (2 + 3) + 2 * 1 / (2 + 1)) / 2)
+    assert scores.confusion.tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert scores.recall[:2].tolist() == [1.0, 0.5]
+    assert np.isnan(scores.recall[2])
+    # Four bins of one sample each: |1 - .9|, |0 - .6|, |1 - .8|, |1 - .7|.
+    assert scores.ece == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
+
+
+def test_the_temperature_undoes_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 5))
+    chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([rng.choice(5, p=p) for p in chance])
+    assert fit_temperature(logits * 3, truth) == pytest.approx(3, rel=0.1)
