@@ -30,6 +30,7 @@ class FaceSettings:
     windows: WindowsConfig
     limits: LimitsConfig
     crop: CropSpec
+    features: str | None = "onet"
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def message(self) -> bytes:
@@ -41,6 +42,7 @@ class FaceSettings:
                 "faces": self.faces.model_dump(),
                 "windows": self.windows.model_dump(),
                 "crop": asdict(self.crop),
+                "features": self.features,
                 "storage_options": self.storage_options,
             }
         ).encode()

@@ -59,6 +59,7 @@ class _Worker:
         self.faces = FacesConfig(**settings["faces"])
         self.windows = WindowsConfig(**settings["windows"])
         self.crop = CropSpec(**settings["crop"])
+        self.features: str | None = settings["features"]
         self.storage = Storage(settings["storage_options"])
         self._stage: FaceStage | None = None
 
@@ -109,7 +110,9 @@ class _Worker:
             from pipeline.faces.stage import FaceStage
 
             torch.set_num_threads(1)
-            self._stage = FaceStage(self.faces, self.windows, self.crop, self.decode.sample_fps)
+            self._stage = FaceStage(
+                self.faces, self.windows, self.crop, self.decode.sample_fps, self.features
+            )
         return self._stage
 
     def _source(self, uri: str) -> Source:

@@ -92,6 +92,7 @@ def annotated(
         config.windows,
         config.limits,
         setting.model.crop,
+        setting.model.face_info.source if setting.model.face_info else None,
         dict(setting.storage.options),
     )
     dataset = _videos(plan.todo, faces)

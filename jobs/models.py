@@ -63,7 +63,7 @@ def _about(name: str) -> dict[str, Any]:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from pipeline.models.golden import verify
+    from pipeline.golden import verify
 
     checks = verify(options.case)
     passed = all(check.ok for check in checks)

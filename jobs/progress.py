@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _LINE_EVERY_S = 10.0
 STAGES = ("faces", "annotate", "write")
@@ -109,7 +110,7 @@ class Progress:
             f"faces {tally.tracks}  windows {tally.windows}  {rate:.1f} video-seconds/s"
         )
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         tally = self.tally
         table = Table.grid(padding=(0, 2))
         table.add_row("[bold]videos[/]", f"{len(tally.videos)}/{self.total}", self._bar(), "")
@@ -121,8 +122,7 @@ class Progress:
                 f"{busy:.1f} s busy",
                 f"{told['rows_per_busy_second']:.1f}/s",
             )
-        table.add_row("[dim]all[/]", "", f"[dim]{self._line().strip()}[/]", "")
-        return table
+        return Group(table, Text(self._line().strip(), style="dim"))
 
     def _bar(self) -> str:
         width = 32

@@ -39,7 +39,13 @@ class DecodeConfig(_Part):
 class FacesConfig(_Part):
     """Frames -> detections -> tracks."""
 
-    detector: Literal["mtcnn"] = Field("mtcnn", description="face detector")
+    detector: Literal["mtcnn", "retinaface"] = Field("mtcnn", description="face detector")
+    weights: str | None = Field(
+        None, description="RetinaFace checkpoint (a published file, on every node)"
+    )
+    preprocess: Literal["retinaface-pytorch", "biubug6"] = Field(
+        "retinaface-pytorch", description="whose RetinaFace checkpoint it is; the file cannot tell"
+    )
     detect_width: int = Field(
         640, ge=64, description="width frames are scaled down to for detection"
     )
@@ -123,11 +129,13 @@ class Config(_Part):
     limits: LimitsConfig = LimitsConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
-    def results_hash(self, model_revision: str) -> str:
-        """12 hex digits over all that changes results, and nothing else."""
+    def results_hash(self, model_revision: str, detector_revision: str) -> str:
+        """12 hex digits over all that changes results, and nothing else. detector_revision: content
+        hash of a detector's weights file, which counts and not its path."""
         telling = {
             "decode": self.decode.model_dump(exclude={"threads"}),
-            "faces": self.faces.model_dump(exclude={"batch_frames"}),
+            "faces": self.faces.model_dump(exclude={"batch_frames", "weights"})
+            | {"weights": detector_revision},
             "windows": self.windows.model_dump(),
             "annotator": self.annotator.model_dump(exclude={"micro_batch"}),
             "model": model_revision,

@@ -63,17 +63,21 @@ class Detector(Protocol):
 
 def pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4): (N, M)."""
-    return _overlap(a, b, over_smaller=False)
+    return _overlap(a, b)
 
 
 def _overlap(
-    a: NDArray[np.float32], b: NDArray[np.float32], *, over_smaller: bool
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    *,
+    over_smaller: bool = False,
+    border: float = 0.0,
 ) -> NDArray[np.float32]:
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = np.clip(bottom_right - top_left, 0, None).prod(-1)
-    area_a = (a[:, 2:] - a[:, :2]).prod(-1)[:, None]
-    area_b = (b[:, 2:] - b[:, :2]).prod(-1)[None, :]
+    intersection = np.clip(bottom_right - top_left + border, 0, None).prod(-1)
+    area_a = (a[:, 2:] - a[:, :2] + border).prod(-1)[:, None]
+    area_b = (b[:, 2:] - b[:, :2] + border).prod(-1)[None, :]
     whole = np.minimum(area_a, area_b) if over_smaller else area_a + area_b - intersection
     return (intersection / np.maximum(whole, 1e-9)).astype(np.float32)
 
@@ -84,14 +88,17 @@ def non_maximum_suppression(
     threshold: float,
     *,
     over_smaller: bool = False,
+    border: float = 0.0,
 ) -> NDArray[np.intp]:
     """Greedy suppression: indices of the kept boxes, best score first.
 
     A box goes when its overlap with a better kept one exceeds `threshold`; overlap is IoU, or
-    intersection over the smaller box (MTCNN's "min" rule).
+    intersection over the smaller box (MTCNN's "min" rule). `border` is added to every side length:
+    1 for code that counts a box's last pixel in.
     """
     order = np.argsort(-scores, kind="stable")
-    overlap = _overlap(boxes[order], boxes[order], over_smaller=over_smaller) > threshold
+    ranked = boxes[order]
+    overlap = _overlap(ranked, ranked, over_smaller=over_smaller, border=border) > threshold
     alive = np.ones(len(order), bool)
     for i in range(len(order)):
         if alive[i]:

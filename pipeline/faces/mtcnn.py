@@ -232,13 +232,11 @@ class Mtcnn:
         )
 
     @torch.inference_mode()
-    def describe_boxes(self, frames: list[Frame], boxes: NDArray[np.float32]) -> Detections:
-        """O-Net alone on one given box per frame (frames of one size): no search, no threshold.
-
-        boxes: (N, 4) pixels, N = len(frames). For pictures that are already face crops, and for
-        following a face whose place is known.
-        """
-        owner = np.arange(len(frames))
+    def describe_boxes(
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> Detections:
+        """O-Net alone on given boxes (N, 4) of frames of one size, owner (N,) the frame of each: no
+        search, no threshold. For pictures that are face crops, and for faces found by others."""
         images = _normalised(np.stack(frames), self.device)
         return self._onet_faces(images, _squared(boxes), owner)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ from pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
 from pipeline.faces.cuts import CutDetector
 from pipeline.faces.detector import Detections, Detector, Frame
 from pipeline.faces.mtcnn import Mtcnn
+from pipeline.faces.retinaface_detector import RetinaFaceDetector
 from pipeline.faces.tracker import Sighting, Track, Tracker
 from pipeline.faces.windows import track_end, windows_of
 
@@ -38,16 +40,32 @@ class SegmentFaces:
 
 
 class FaceStage:
-    """Detects, tracks and cuts. Holds the detector, so make one a process and use it often."""
+    """Detects, tracks and cuts. Holds the detector, so make one a process and use it often.
+
+    features: the face analysis network whose features the model reads; MTCNN's O-Net, or none.
+    """
 
     def __init__(
-        self, faces: FacesConfig, windows: WindowsConfig, crop: CropSpec, sample_fps: float
+        self,
+        faces: FacesConfig,
+        windows: WindowsConfig,
+        crop: CropSpec,
+        sample_fps: float,
+        features: str | None = "onet",
     ) -> None:
         self.faces = faces
         self.windows = windows
         self.crop = crop
         self.sample_fps = sample_fps
-        self.detector: Detector = Mtcnn(min_face=faces.min_face)
+        self.detector: Detector
+        self.feature_network: Mtcnn | None = None
+        if faces.detector == "mtcnn":
+            self.detector = Mtcnn(min_face=faces.min_face)
+        else:
+            weights = Path(faces.weights or "")
+            self.detector = RetinaFaceDetector(weights, faces.preprocess, faces.min_score)
+            if features == "onet":
+                self.feature_network = Mtcnn()
 
     def __call__(self, frames: Iterable[TimedFrame], end_s: float) -> SegmentFaces:
         """frames: one segment's, in time order; end_s: where the segment or its video ends."""
@@ -80,7 +98,19 @@ class FaceStage:
             if i == len(pictures) or pictures[i].shape != pictures[start].shape:
                 out += self.detector(pictures[start:i])
                 start = i
-        return [faces.select(plausible(faces, self.faces.min_score)) for faces in out]
+        good = [faces.select(plausible(faces, self.faces.min_score)) for faces in out]
+        if self.feature_network is None:
+            return good
+        return [self._described(p, f) for p, f in zip(pictures, good, strict=True)]
+
+    def _described(self, picture: Frame, faces: Detections) -> Detections:
+        """The faces with O-Net's feature, for a detector that has none of its own."""
+        assert self.feature_network is not None
+        if not len(faces):
+            return faces
+        owner = np.zeros(len(faces), np.intp)
+        told = self.feature_network.describe_boxes([picture], faces.boxes, owner)
+        return replace(faces, features=told.features)
 
     def _cut_crops(self, picture: Frame, sightings: list[Sighting]) -> None:
         for sighting in sightings:

@@ -67,6 +67,11 @@ CASES = [
     (f"annotate {VIDEOS} --set faces.min_face", "is not key=value"),
     (f"annotate {VIDEOS} --set faces.min_face=many", "faces.min_face"),
     (f"annotate {VIDEOS} --set faces.detector=haar", "mtcnn"),
+    (f"annotate {VIDEOS} --set faces.detector=retinaface", "needs faces.weights=FILE"),
+    (
+        f"annotate {VIDEOS} --set faces.detector=retinaface --set faces.weights={{g}}/none",
+        "download RetinaFace weights from ternaus/retinaface",
+    ),
     (f"annotate {VIDEOS} --set limits.max_failed_fraction=2", "max_failed_fraction"),
     (f"annotate {VIDEOS} --set windows.window_seconds=0", "window_seconds"),
     (f"annotate {VIDEOS} --set decode.backend=ffmpeg", "pyav"),

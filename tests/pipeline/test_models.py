@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
+from pipeline.golden import verify
+from pipeline.golden.cases import TOLERANCE
 from pipeline.labels import LABEL_SETS
 from pipeline.models.config import (
     FaceInfoConfig,
@@ -14,7 +16,6 @@ from pipeline.models.config import (
     VisionConfig,
 )
 from pipeline.models.emo_llama import IMAGE_TOKEN, EmoLlama
-from pipeline.models.golden import TOLERANCE, verify
 from pipeline.models.llama_vid import resized_positions
 from pipeline.models.prompts import Prompter, attribute_sentence, train_tokenizer
 from pipeline.models.scoring import LabelTrie, sequence_log_probabilities

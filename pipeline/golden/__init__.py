@@ -1,0 +1,35 @@
+"""Golden cases: what published reference implementations computed, against our arithmetic.
+
+A case is a folder with config.json, whose `family` says which model it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.golden.cases import StageCheck, read_json
+from pipeline.golden.llama_vid import verify_llama_vid
+from pipeline.golden.retinaface import verify_retinaface
+
+__all__ = ["StageCheck", "verify"]
+
+_FAMILIES: dict[str, Callable[[Path, dict[str, Any]], list[StageCheck]]] = {
+    "llama-vid": verify_llama_vid,
+    "retinaface-resnet50": verify_retinaface,
+    "retinaface-mobilenet0.25": verify_retinaface,
+}
+
+
+def verify(folder: Path) -> list[StageCheck]:
+    """Runs a case and compares every expected stage. UserError where it is no known case."""
+    config = read_json(folder / "config.json")
+    run = _FAMILIES.get(str(config.get("family")))
+    if run is None:
+        known = ", ".join(sorted(_FAMILIES))
+        raise UserError(
+            f"{folder}/config.json: family {config.get('family')!r} is unknown; known: {known}"
+        )
+    return run(folder, config)

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import FacesConfig, WindowsConfig
+from pipeline.errors import UserError
+from pipeline.faces.align import CropSpec
+from pipeline.faces.retinaface import RetinaFace, priors
+from pipeline.faces.retinaface_detector import RetinaFaceDetector
+from pipeline.faces.stage import FaceStage
+from pipeline.golden import verify
+
+
+@pytest.mark.parametrize("case", ["retinaface_a", "retinaface_mnet_a"])
+def test_published_networks_give_the_same_heads_and_boxes(golden, case: str) -> None:
+    checks = {check.stage: check for check in verify(golden / case)}
+    assert {"boxes_head", "class_head", "points_head", "boxes_px", "kept"} <= set(checks)
+    for check in checks.values():
+        assert check.ok, check
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.pth"
+    torch.save(RetinaFace("mobilenet0.25").state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "module.", "model.", "state_dict"])
+def test_checkpoints_load_as_they_are_published(checkpoint, tmp_path, wrapped: str) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    if wrapped == "state_dict":
+        state = {"state_dict": state}
+    elif wrapped != "plain":
+        state = {wrapped + name: tensor for name, tensor in state.items()}
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    frames = [np.zeros((70, 90, 3), np.uint8)] * 2
+    ours = RetinaFaceDetector(path, "biubug6", 0.0)(frames)
+    theirs = RetinaFaceDetector(checkpoint, "biubug6", 0.0)(frames)
+    np.testing.assert_array_equal(ours[1].boxes, theirs[0].boxes)
+
+
+def test_batch_counters_may_miss_and_nothing_else(checkpoint, tmp_path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    RetinaFaceDetector(tmp_path / "old.pth", "biubug6", 0.5)
+    del old["fpn.merge1.0.weight"]
+    torch.save(old, tmp_path / "broken.pth")
+    with pytest.raises(UserError, match=r"1 missing: fpn\.merge1\.0\.weight"):
+        RetinaFaceDetector(tmp_path / "broken.pth", "biubug6", 0.5)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path) -> None:
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        RetinaFaceDetector(tmp_path / "text.pth", "biubug6", 0.5)
+    with pytest.raises(UserError, match="download RetinaFace weights"):
+        RetinaFaceDetector(tmp_path / "none.pth", "biubug6", 0.5)
+
+
+def test_priors_of_640_by_360_are_9520() -> None:
+    made = priors(360, 640)
+    assert made.shape == (9520, 4)
+    np.testing.assert_allclose(made[0], [4 / 640, 4 / 360, 16 / 640, 16 / 360])
+    np.testing.assert_allclose(made[1, 2:], [32 / 640, 32 / 360])
+
+
+def test_the_face_stage_gives_retinaface_detections_onet_features(checkpoint, monkeypatch) -> None:
+    config = FacesConfig(detector="retinaface", weights=str(checkpoint), preprocess="biubug6")
+    stage = FaceStage(config, WindowsConfig(), CropSpec(48), 4.0)
+    monkeypatch.setattr(
+        "pipeline.faces.stage.plausible", lambda faces, _: np.arange(len(faces)) < 3
+    )
+    stage.detector.min_score = 0.0  # type: ignore[attr-defined]
+    (faces,) = stage._detect([np.full((90, 120, 3), 90, np.uint8)])
+    assert faces.features.shape == (3, 256)
