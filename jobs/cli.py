@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _annotate(commands)
     _plan(commands)
     _status(commands)
+    _report(commands)
     _models(commands)
     _evaluate(commands)
     _tune(commands)
@@ -161,6 +162,20 @@ def _status(commands: Any) -> None:
         "emolake status out/",
     )  # fmt: skip
     parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    _storage_option(parser)
+    _json_option(parser)
+
+
+def _report(commands: Any) -> None:
+    parser = _add(
+        commands, "report", "report:report_command",
+        "write a self-contained page: timelines, failures, runs",
+        "emolake report out/ --html report.html",
+    )  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    parser.add_argument(
+        "--html", type=Path, default=Path("report.html"), metavar="FILE", help="page to write"
+    )
     _storage_option(parser)
     _json_option(parser)
 

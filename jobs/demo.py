@@ -95,7 +95,7 @@ def main(folder: Path) -> int:
         return code
     emolake(["status", str(output)])
     _show_emotions(output)
-    return 0
+    return emolake(["report", str(output), "--html", str(folder / "report.html")])
 
 
 def _show_emotions(output: Path) -> None:

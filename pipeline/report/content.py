@@ -1,0 +1,146 @@
+"""Tables -> what the page shows: totals, failures, runs, and a timeline for each video."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.lake.commit import time_weighted_scores
+from pipeline.lake.layout import RUNS, Lake
+from pipeline.lake.ledger import newest_versions, read_ledger, video_states
+
+_COLUMNS = [
+    "video_id",
+    "segment",
+    "track_id",
+    "window",
+    "start_s",
+    "end_s",
+    "emotion",
+    "confidence",
+    "scores",
+]
+MOST_TIMELINES = 1000
+
+
+@dataclass(frozen=True)
+class Span:
+    """One window on a timeline."""
+
+    start_s: float
+    end_s: float
+    emotion: str
+    confidence: float
+    scores: list[tuple[str, float]]
+
+
+@dataclass
+class VideoReport:
+    """One video. lanes: (segment, track_id) -> its windows in time order."""
+
+    video_id: str
+    uri: str
+    state: str
+    reason: str | None
+    detail: str | None
+    duration_s: float
+    lanes: dict[tuple[int, int], list[Span]] = field(default_factory=dict)
+    dominant: str | None = None
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.uri) or self.uri
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page's content. seconds: time per emotion over the whole output."""
+
+    output: str
+    videos: list[VideoReport]
+    states: dict[str, int]
+    hours: float
+    tracks: int
+    windows: int
+    seconds: dict[str, float]
+    failures: list[tuple[str, int, list[str]]]
+    runs: list[dict[str, Any]]
+
+
+def read_report(lake: Lake) -> Report:
+    """Reads what counts by the ledger; annotations of commits that do not count are left out."""
+    ledger = newest_versions(read_ledger(lake).live)
+    states = video_states(ledger)
+    first_rows = {row["video_id"]: row for row in reversed(ledger.to_pylist())}
+    videos = {
+        video_id: VideoReport(
+            video_id=video_id,
+            uri=state.uri,
+            state=state.state,
+            reason=state.reason,
+            detail=first_rows[video_id]["detail"],
+            duration_s=first_rows[video_id]["duration_s"] or 0.0,
+        )
+        for video_id, state in states.items()
+    }
+    seconds: dict[str, float] = {}
+    windows = 0
+    weighed: dict[str, list[dict[str, Any]]] = {}
+    for row in _annotations(lake, set(ledger["commit_id"].to_pylist())):
+        video = videos.get(row["video_id"])
+        if video is None:
+            continue
+        span = Span(
+            row["start_s"], row["end_s"], row["emotion"], row["confidence"],
+            sorted(row["scores"], key=lambda s: -s[1]),
+        )  # fmt: skip
+        video.lanes.setdefault((row["segment"], row["track_id"]), []).append(span)
+        video.duration_s = max(video.duration_s, span.end_s)
+        seconds[span.emotion] = seconds.get(span.emotion, 0.0) + span.end_s - span.start_s
+        windows += 1
+        weighed.setdefault(row["video_id"], []).append(row)
+    for video_id, rows in weighed.items():
+        scores = time_weighted_scores(rows)
+        videos[video_id].dominant = max(scores, key=lambda label: scores[label])
+    for video in videos.values():
+        for lane in video.lanes.values():
+            lane.sort(key=lambda span: span.start_s)
+    ordered = sorted(videos.values(), key=lambda v: (v.state == "failed", v.uri))
+    return Report(
+        output=lake.uri,
+        videos=ordered,
+        states={s: sum(v.state == s for v in ordered) for s in ("annotated", "no_face", "failed")},
+        hours=sum(v.duration_s for v in ordered) / 3600,
+        tracks=sum(len(v.lanes) for v in ordered),
+        windows=windows,
+        seconds=dict(sorted(seconds.items(), key=lambda item: -item[1])),
+        failures=_failures(ordered),
+        runs=_runs(lake),
+    )
+
+
+def _annotations(lake: Lake, commits: set[str]) -> list[dict[str, Any]]:
+    files = [file for file in lake.files("annotations") if file.commit_id in commits]
+    tables = [lake.read_table(file, _COLUMNS) for file in files]
+    return pa.concat_tables(tables).to_pylist() if tables else []
+
+
+def _failures(videos: list[VideoReport]) -> list[tuple[str, int, list[str]]]:
+    """(reason, count, first details), the most frequent first."""
+    by_reason: dict[str, list[str]] = {}
+    for video in videos:
+        if video.state == "failed":
+            told = f"{video.name}: {video.detail or ''}".rstrip(": ")
+            by_reason.setdefault(video.reason or "unknown", []).append(told)
+    ranked = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    return [(reason, len(details), details[:3]) for reason, details in ranked]
+
+
+def _runs(lake: Lake) -> list[dict[str, Any]]:
+    paths = lake.fs.glob(lake.path(RUNS, "*", "run.json"))
+    runs = [json.loads(lake.fs.cat_file(path)) for path in paths]
+    return sorted(runs, key=lambda run: str(run.get("finished_at")), reverse=True)

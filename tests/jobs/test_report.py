@@ -1,0 +1,49 @@
+import re
+from pathlib import Path
+
+from jobs.cli import main
+from pipeline.lake.commit import commit_segments
+from tests.pipeline.test_lake import RUN, lake_at, no_fence, segment
+
+
+def made(tmp_path: Path) -> str:
+    lake = lake_at(tmp_path / "out")
+    hostile = segment("h") | {"uri": "/v/<script>alert(1)</script>.mp4"}
+    failed = segment(
+        "f", windows=0, failed=True, reason="timeout", detail="no answer <b>in time</b>"
+    )
+    commit_segments(lake, [segment("a", windows=3), hostile, failed], RUN, no_fence)
+    # An attempt that never was committed must not show.
+    stray = [segment("a", windows=9)]
+
+    def lost() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        commit_segments(lake, stray, RUN, lost)
+    except KeyboardInterrupt:
+        pass
+    html = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "out"), "--html", str(html)]) == 0
+    return html.read_text()
+
+
+def test_the_page_shows_what_counts_and_asks_nothing_of_the_network(tmp_path) -> None:
+    page = made(tmp_path)
+    assert len(re.findall(r'<rect class="bar"', page)) == 5
+    assert re.search(r"<b>3</b><span>videos", page)
+    assert "timeout" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert '<link rel="icon" href="data:,">' in page
+
+
+def test_names_and_details_cannot_become_markup(tmp_path) -> None:
+    page = made(tmp_path)
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>in time</b>" not in page
+
+
+def test_an_output_without_runs_is_told_so(tmp_path, capsys) -> None:
+    assert main(["report", str(tmp_path), "--html", str(tmp_path / "r.html")]) == 2
+    assert "holds no run" in capsys.readouterr().err
