@@ -1,3 +1,4 @@
+import contextlib
 import re
 from pathlib import Path
 
@@ -19,10 +20,8 @@ def made(tmp_path: Path) -> str:
     def lost() -> None:
         raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         commit_segments(lake, stray, RUN, lost)
-    except KeyboardInterrupt:
-        pass
     html = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "out"), "--html", str(html)]) == 0
     return html.read_text()
