@@ -194,7 +194,9 @@ class Mtcnn:
         """R-Net drops most proposals and moves the rest."""
         if not len(boxes):
             return boxes, owner
-        offsets, faces = self.rnet(_patches(images, boxes, owner, 24))
+        offsets, faces = (
+            out[: len(boxes)] for out in self.rnet(_patches(images, boxes, owner, 24))
+        )
         scores = faces.cpu().numpy()
         moved = _shifted(boxes, offsets.cpu().numpy())
         kept = _suppress_by_frame(
@@ -222,7 +224,8 @@ class Mtcnn:
     def _onet_faces(
         self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
     ) -> Detections:
-        offsets, points, scores, hidden = self.onet(_patches(images, boxes, owner, 48))
+        outputs = self.onet(_patches(images, boxes, owner, 48))
+        offsets, points, scores, hidden = (out[: len(boxes)] for out in outputs)
         corner, side = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
         return Detections(
             boxes=_shifted(boxes, offsets.cpu().numpy()),
@@ -250,10 +253,13 @@ def _normalised(frames: NDArray[Any], device: torch.device) -> Tensor:
 def _patches(
     images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp], side: int
 ) -> Tensor:
-    """Bilinear cuts (N, 3, side, side) of boxes grouped by frame; 0 (mid-gray) past the edge.
+    """Bilinear cuts (M, 3, side, side) of N boxes grouped by frame, M >= N; 0 (mid-gray) past the
+    edge and in the patches that fill up to M.
 
-    One sampling call a frame, with the patches side by side in its grid: indexing whole frames per
-    candidate would copy each frame once for every box on it.
+    M is a power of two: for every new batch size oneDNN builds and keeps its kernels anew, which
+    costs time, and over a long video hundreds of megabytes. One sampling call a frame, with the
+    patches side by side in its grid: indexing whole frames per candidate would copy each frame once
+    for every box on it.
     """
     height, width = images.shape[2:]
     steps = torch.linspace(0, 1, side, device=images.device)
@@ -264,7 +270,8 @@ def _patches(
     grid = torch.stack(
         [xs[:, None, :].expand(-1, side, -1), ys[:, :, None].expand(-1, -1, side)], dim=-1
     )
-    out = torch.empty((len(boxes), images.shape[1], side, side), device=images.device)
+    count = 1 << max(len(boxes) - 1, 7).bit_length()
+    out = torch.zeros((count, images.shape[1], side, side), device=images.device)
     for k in np.unique(owner):
         mine = torch.from_numpy(np.flatnonzero(owner == k)).to(images.device)
         sampled = F.grid_sample(
