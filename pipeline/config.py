@@ -31,6 +31,9 @@ class DecodeConfig(_Part):
         300.0, gt=0, description="a longer video is split into segments of this length"
     )
     threads: int = Field(1, ge=1, le=64, description="decoder threads per face actor")
+    hwaccel: Literal["cuda", "qsv", "vaapi", "videotoolbox"] | None = Field(
+        None, description="hardware decoder of PyAV's; without such a device, software decodes"
+    )
     max_pixels: int = Field(
         7680 * 4320, gt=0, description="a frame with more pixels makes its video `too_large`"
     )
