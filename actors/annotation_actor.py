@@ -22,6 +22,9 @@ class AnnotationSettings:
     annotator: AnnotatorConfig
 
 
+_CARRIED = ("track_id", "window", "start_s", "end_s", "n_interpolated", "bbox")
+
+
 class AnnotationActor:
     """Segments with faces (schema.FACES_ROW) -> with annotations (schema.ANNOTATED_ROW).
 
@@ -73,7 +76,7 @@ class AnnotationActor:
             row = failed_segment(row, "model_error", words) | {"tracks": []}
             windows, told = [], []
         annotations = [
-            {name: window[name] for name in ("track_id", "window", "start_s", "end_s", "bbox")}
+            {name: window[name] for name in _CARRIED}
             | {
                 "n_frames": len(window["crops"]),
                 "emotion": annotation.emotion,

@@ -31,6 +31,7 @@ class FaceSettings:
     limits: LimitsConfig
     crop: CropSpec
     features: str | None = "onet"
+    device: str = "cpu"
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def message(self) -> bytes:
@@ -43,6 +44,7 @@ class FaceSettings:
                 "windows": self.windows.model_dump(),
                 "crop": asdict(self.crop),
                 "features": self.features,
+                "device": self.device,
                 "storage_options": self.storage_options,
             }
         ).encode()
@@ -92,7 +94,9 @@ class SegmentPlanner:
         told = json.loads(answer)
         if "reason" in told:
             return [failed_video(video, told["reason"], told["detail"])]
-        return segment_rows(video, VideoInfo(**told), self.settings.decode)
+        # Who is who can only be told where all of a video's tracks are at hand.
+        whole = self.settings.faces.identity is not None
+        return segment_rows(video, VideoInfo(**told), self.settings.decode, whole=whole)
 
 
 class FaceActor:

@@ -41,7 +41,9 @@ def main() -> None:
     av.logging.set_level(None)
     settings = json.loads(connection.recv_bytes())
     limit = settings["memory_mb"] * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # CUDA reserves far more addresses than it uses; there, what is really written counts.
+    kind = resource.RLIMIT_AS if settings["device"] == "cpu" else resource.RLIMIT_DATA
+    resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     worker = _Worker(settings)
     connection.send_bytes(b"ready")
@@ -60,6 +62,7 @@ class _Worker:
         self.windows = WindowsConfig(**settings["windows"])
         self.crop = CropSpec(**settings["crop"])
         self.features: str | None = settings["features"]
+        self.device: str = settings["device"]
         self.storage = Storage(settings["storage_options"])
         self._stage: FaceStage | None = None
 
@@ -87,7 +90,7 @@ class _Worker:
             frames = sampled_frames(
                 self._source(segment["uri"]), self.decode, start_s, end_s, ending
             )
-            found = stage(frames, min(end_s, segment["duration_s"] or math.inf))
+            found = stage(frames, start_s, end_s, segment["duration_s"] or math.inf)
         except Exception as error:
             told = _told(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
@@ -97,6 +100,7 @@ class _Worker:
         return segment | {
             "tracks": found.tracks,
             "windows": found.windows,
+            "n_dropped_tracks": found.n_dropped_tracks,
             "frames_seen": found.frames_seen,
             "video_seconds": found.seen_s,
             "face_seconds": time.monotonic() - started,
@@ -111,7 +115,12 @@ class _Worker:
 
             torch.set_num_threads(1)
             self._stage = FaceStage(
-                self.faces, self.windows, self.crop, self.decode.sample_fps, self.features
+                self.faces,
+                self.windows,
+                self.crop,
+                self.decode.sample_fps,
+                self.features,
+                self.device,
             )
         return self._stage
 

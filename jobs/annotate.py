@@ -124,6 +124,7 @@ def _result(
         },
         "segments": tally.segments,
         "tracks": tally.tracks,
+        "tracks_dropped": tally.tracks_dropped,
         "windows": tally.windows,
         "video_seconds": round(tally.video_seconds, 3),
         "wall_seconds": round(wall_seconds, 3),

@@ -104,11 +104,11 @@ def _bench_faces(clips: list[Path], scratch: Path) -> Iterator[Measurement]:
         return sampled_frames(str(path), decode, 0.0, math.inf, Ending())
 
     for path in clips:  # once unmeasured, so that files and kernels are warm
-        stage(sampled(path), math.inf)
+        stage(sampled(path))
     spent = dict.fromkeys(("stage", "decode", "loop"), 0.0)
     for path in clips:
         with _timed(spent, "stage"):
-            found = stage(sampled(path), math.inf)
+            found = stage(sampled(path))
         with _timed(spent, "decode"):
             for _ in sampled(path):
                 pass
@@ -217,7 +217,7 @@ def _bench_annotate(clips: list[Path], _scratch: Path) -> Iterator[Measurement]:
     )
     windows: list[WindowInput] = []
     for path in clips:
-        found = stage(sampled_frames(str(path), decode, 0.0, math.inf, Ending()), math.inf)
+        found = stage(sampled_frames(str(path), decode, 0.0, math.inf, Ending()))
         windows += [WindowInput.of(row, {}) for row in found.windows]
     if not windows:
         raise UserError("the clips show no face to annotate")

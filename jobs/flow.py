@@ -93,6 +93,7 @@ def annotated(
         config.limits,
         setting.model.crop,
         setting.model.face_info.source if setting.model.face_info else None,
+        "cuda" if config.resources.gpus_per_face_actor else "cpu",
         dict(setting.storage.options),
     )
     dataset = _videos(plan.todo, faces)
@@ -111,6 +112,7 @@ def annotated(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=faces, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
+        num_gpus=config.resources.gpus_per_face_actor or None,
     )
     dataset = dataset.map_batches(
         AnnotationActor,
@@ -155,6 +157,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "reason": row["reason"],
             "n_tracks": len(row["tracks"]),
             "n_windows": len(row["annotations"]),
+            "n_dropped_tracks": row["n_dropped_tracks"],
             "video_seconds": row["video_seconds"],
             "face_seconds": row["face_seconds"],
             "annotate_seconds": row["annotate_seconds"],

@@ -25,6 +25,7 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
     segments: int = 0
     tracks: int = 0
+    tracks_dropped: int = 0
     windows: int = 0
     video_seconds: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
@@ -35,6 +36,7 @@ class Tally:
         """row: schema.COMMITTED_ROW."""
         self.segments += 1
         self.tracks += row["n_tracks"]
+        self.tracks_dropped += row["n_dropped_tracks"]
         self.windows += row["n_windows"]
         self.video_seconds += row["video_seconds"]
         self.states[row["state"]] += 1

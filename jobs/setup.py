@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config import Config, FacesConfig, load_config
 from pipeline.corpus import Video, find_videos
 from pipeline.errors import UserError
-from pipeline.faces.weights import checkpoint_file
+from pipeline.faces.weights import checkpoint_file, identity_models
 from pipeline.lake.layout import Lake
 from pipeline.lake.ledger import Ledger, read_ledger
 from pipeline.models.catalog import model_folder, model_revision
@@ -65,6 +65,8 @@ def read_setting(options: argparse.Namespace) -> Setting:
         raise UserError(
             f"model {model.name} reads {model.face_info.source} features; the face stage makes onet's"
         )
+    if config.faces.identity is not None:
+        identity_models()
     storage = Storage(parse_options(options.storage_options))
     return Setting(
         config=config,

@@ -53,11 +53,30 @@ class FacesConfig(_Part):
         640, ge=64, description="width frames are scaled down to for detection"
     )
     min_face: int = Field(40, ge=12, description="smallest face side in pixels at detect_width")
-    min_score: float = Field(0.9, ge=0, le=1, description="detections below this score are dropped")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of RetinaFace's network"
+    )
+    min_score: float = Field(
+        0.9, ge=0, le=1, description="a detection from this score on can begin a track"
+    )
+    weak_score: float = Field(
+        0.7, ge=0, le=1, description="one from this score on can continue a track"
+    )
+    detect_every_seconds: float = Field(
+        1.0,
+        ge=0,
+        description="whole frames are searched this often and after every cut; in between known "
+        "faces are followed (0: every sampled frame is searched)",
+    )
     batch_frames: int = Field(8, ge=1, le=256, description="frames per detector call")
     min_iou: float = Field(0.25, gt=0, lt=1, description="overlap that continues a track")
     max_gap_seconds: float = Field(1.0, ge=0, description="a face missing longer ends its track")
     min_track_seconds: float = Field(0.5, ge=0, description="shorter tracks are dropped")
+    identity: Literal["dlib"] | None = Field(
+        None,
+        description="group the tracks of a video by person (column person_id); the video is then "
+        "not split into segments; needs emolake[identity]",
+    )
     cut_threshold: float = Field(
         0.5, gt=0, le=1, description="colour-histogram distance of two frames that makes a cut"
     )
@@ -104,6 +123,9 @@ class ResourcesConfig(_Part):
     """How the job spreads over the machine or cluster; changes no result."""
 
     face_actors: int | None = Field(None, ge=1, description="default: CPUs - 1, at least 1")
+    gpus_per_face_actor: float = Field(
+        0.0, ge=0, description="a fraction of a GPU for the face detector of each face actor"
+    )
     annotation_actors: int | None = Field(
         None, ge=1, description="default: one per GPU, at least 1"
     )

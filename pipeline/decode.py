@@ -97,12 +97,15 @@ def probe(source: Source) -> VideoInfo:
         )
 
 
-def segment_spans(duration_s: float | None, segment_seconds: float) -> list[tuple[float, float]]:
-    """[start, end) of each segment; the last is open-ended, since headers can be wrong."""
+def segment_spans(duration_s: float | None, config: DecodeConfig) -> list[tuple[float, float]]:
+    """[start, end) of each segment, whole sampling cells; the last is open-ended, since headers can
+    be wrong. A video of unknown length is one segment."""
+    cells = math.ceil(config.segment_seconds * config.sample_fps - _EPSILON)
+    length = cells / config.sample_fps
     count = 1
     if duration_s is not None and math.isfinite(duration_s):
-        count = max(1, math.ceil(duration_s / segment_seconds - _EPSILON))
-    spans = [(k * segment_seconds, (k + 1) * segment_seconds) for k in range(count)]
+        count = max(1, math.ceil(duration_s / length - _EPSILON))
+    spans = [(k * length, (k + 1) * length) for k in range(count)]
     return [*spans[:-1], (spans[-1][0], math.inf)]
 
 

@@ -47,6 +47,8 @@ ANNOTATIONS = pa.schema(
             ("arousal", pa.float32()),
             ("intensity", pa.float32()),
             ("transcript", pa.string()),
+            ("n_interpolated", pa.int32()),
+            ("person_id", pa.int32()),
         ),
         *_columns(
             ("model", pa.string()),
@@ -59,22 +61,28 @@ ANNOTATIONS = pa.schema(
 )
 
 TRACKS = pa.schema(
-    _columns(
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("segment", pa.int32()),
-        ("track_id", pa.int32()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("n_detections", pa.int32()),
-        ("mean_score", pa.float32()),
-        ("mean_box", _box),
-        ("dominant_emotion", pa.string()),
-        ("emotion_scores", _scores),
-        ("run_id", pa.string()),
-        ("schema_version", pa.int32()),
-    )
+    [
+        *_columns(
+            ("video_id", pa.string()),
+            ("uri", pa.string()),
+            ("segment", pa.int32()),
+            ("track_id", pa.int32()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("n_detections", pa.int32()),
+            ("mean_score", pa.float32()),
+            ("mean_box", _box),
+            ("dominant_emotion", pa.string()),
+            ("emotion_scores", _scores),
+            ("run_id", pa.string()),
+            ("schema_version", pa.int32()),
+        ),
+        *_maybe(("n_interpolated", pa.int32()), ("person_id", pa.int32())),
+    ]
 )
+"""Beyond the contract, here and in annotations: `n_interpolated`, sampled frames within the span in
+which the face was not found and its box is bridged (the model never sees those); `person_id`, tracks
+of one video that show one person, where the user asked for it."""
 
 VIDEOS = pa.schema(
     [
@@ -100,10 +108,11 @@ VIDEOS = pa.schema(
             ("config_hash", pa.string()),
             ("schema_version", pa.int32()),
         ),
+        *_maybe(("n_dropped_tracks", pa.int32())),
     ]
 )
-"""The ledger. `attempt` and `config_hash` are beyond the contract: how often a segment was tried,
-and under which configuration it was done."""
+"""The ledger. Beyond the contract: `attempt`, how often a segment was tried; `config_hash`, under
+which configuration it was done; `n_dropped_tracks`, faces seen for too short a time to keep."""
 
 TABLES = {"annotations": ANNOTATIONS, "tracks": TRACKS, "videos": VIDEOS}
 
@@ -148,8 +157,10 @@ _track = pa.struct(
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("n_detections", pa.int32()),
+        ("n_interpolated", pa.int32()),
         ("mean_score", pa.float32()),
         ("mean_box", _box),
+        ("person_id", pa.int32()),
     ]
 )
 
@@ -159,6 +170,7 @@ _window = pa.struct(
         ("window", pa.int32()),
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
+        ("n_interpolated", pa.int32()),
         ("bbox", _box),
         ("crops", pa.list_(pa.binary())),
         ("landmarks", pa.list_(pa.list_(pa.float32(), 10))),
@@ -173,6 +185,7 @@ FACES_ROW = pa.schema(
         *SEGMENT_ROW,
         pa.field("tracks", pa.list_(_track), nullable=False),
         pa.field("windows", pa.list_(_window), nullable=False),
+        pa.field("n_dropped_tracks", pa.int32(), nullable=False),
         pa.field("frames_seen", pa.int64(), nullable=False),
         pa.field("video_seconds", pa.float64(), nullable=False),
         pa.field("face_seconds", pa.float64(), nullable=False),
@@ -188,6 +201,7 @@ _annotation = pa.struct(
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("n_frames", pa.int32()),
+        ("n_interpolated", pa.int32()),
         ("bbox", _box),
         ("emotion", pa.string()),
         ("confidence", pa.float32()),
@@ -216,6 +230,7 @@ COMMITTED_ROW = pa.schema(
         *_columns(
             ("n_tracks", pa.int32()),
             ("n_windows", pa.int32()),
+            ("n_dropped_tracks", pa.int32()),
             ("video_seconds", pa.float64()),
             ("face_seconds", pa.float64()),
             ("annotate_seconds", pa.float64()),

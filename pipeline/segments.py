@@ -14,10 +14,13 @@ _UNKNOWN = {"duration_s": None, "fps": None, "width": None, "height": None, "cod
 
 
 def segment_rows(
-    video: dict[str, Any], info: VideoInfo, config: DecodeConfig
+    video: dict[str, Any], info: VideoInfo, config: DecodeConfig, *, whole: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of schema.SEGMENT_ROW for the wanted segments of a row of schema.VIDEO_ROW."""
-    spans = segment_spans(info.duration_s, config.segment_seconds)
+    """Rows of schema.SEGMENT_ROW for the wanted segments of a row of schema.VIDEO_ROW.
+
+    whole: all of the video as one segment.
+    """
+    spans = segment_spans(None if whole else info.duration_s, config)
     known = {
         "duration_s": info.duration_s,
         "fps": info.fps,
@@ -70,6 +73,7 @@ def without_faces(segment: dict[str, Any], face_seconds: float = 0.0) -> dict[st
     return segment | {
         "tracks": [],
         "windows": [],
+        "n_dropped_tracks": 0,
         "frames_seen": 0,
         "video_seconds": 0.0,
         "face_seconds": face_seconds,

@@ -58,7 +58,18 @@ class Detector(Protocol):
 
     feature_dim: int
 
-    def __call__(self, frames: list[Frame]) -> list[Detections]: ...
+    def __call__(self, frames: list[Frame]) -> list[Detections]:
+        """Searches each frame in full."""
+        ...
+
+    def refine(
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> Detections:
+        """Looks at expected boxes (N, 4) alone; owner (N,) is the frame of each, ascending.
+
+        One face for each box, in their order; its score tells whether it is one.
+        """
+        ...
 
 
 def pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

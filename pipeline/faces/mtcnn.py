@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.errors import UserError
 from pipeline.faces.detector import Detections, Frame, non_maximum_suppression
@@ -26,9 +25,13 @@ from pipeline.faces.detector import Detections, Frame, non_maximum_suppression
 PYRAMID_FACTOR = 0.709
 CELL = 12  # side of P-Net's receptive field, pixels
 STRIDE = 2  # P-Net's output stride, pixels
+PNET_THRESHOLD, RNET_THRESHOLD, ONET_THRESHOLD = 0.6, 0.7, 0.7
 NMS_WITHIN_SCALE = 0.5
 NMS_BETWEEN_STAGES = 0.7
 FEATURE_DIM = 256  # O-Net's hidden layer
+
+_GRAY = 127  # what the nets see as nothing
+_MOST_PATCHES = 512  # per call; also keeps OpenCV's maps within 16-bit sizes
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
@@ -133,7 +136,7 @@ class Mtcnn:
         self,
         *,
         min_face: int = 40,
-        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        thresholds: tuple[float, float, float] = (PNET_THRESHOLD, RNET_THRESHOLD, ONET_THRESHOLD),
         device: str = "cpu",
     ) -> None:
         self.min_face = min_face
@@ -149,21 +152,26 @@ class Mtcnn:
         if not frames:
             return []
         boxes, owner = self._propose(frames)
-        images = _normalised(np.stack(frames), self.device)
-        boxes, owner = self._refine(images, boxes, owner)
-        return self._describe(images, boxes, owner)
+        boxes, owner = self._refine(frames, boxes, owner)
+        return self._describe(frames, boxes, owner)
 
     def _propose(self, frames: list[Frame]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """P-Net over the image pyramid -> square boxes (N, 4) and the frame each belongs to (N,)."""
         height, width = frames[0].shape[:2]
         found: list[list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = [[] for _ in frames]
         scale = CELL / self.min_face
+        sources: list[Frame] = frames
         while min(height, width) * scale >= CELL:
             size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-            level = np.stack(
-                [np.asarray(cv2.resize(f, size, interpolation=cv2.INTER_AREA)) for f in frames]
-            )
-            offsets, faces = self.pnet(_normalised(level, self.device))
+            level = [
+                np.asarray(cv2.resize(f, size, interpolation=cv2.INTER_AREA), np.uint8)
+                for f in sources
+            ]
+            if sources is frames:
+                # The finest level stands in for the frame from here on: to read every pixel of
+                # every frame again for each level costs more than P-Net itself.
+                sources = level
+            offsets, faces = self.pnet(_normalised(np.stack(level), self.device))
             frame, row, column = torch.nonzero(faces > self.thresholds[0], as_tuple=True)
             if len(frame):
                 corner = torch.stack([column, row], 1) * STRIDE
@@ -189,14 +197,12 @@ class Mtcnn:
         return np.concatenate(all_boxes), np.concatenate(owners)
 
     def _refine(
-        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """R-Net drops most proposals and moves the rest."""
         if not len(boxes):
             return boxes, owner
-        offsets, faces = (
-            out[: len(boxes)] for out in self.rnet(_patches(images, boxes, owner, 24))
-        )
+        offsets, faces = self._over_patches(self.rnet, frames, boxes, owner, 24)
         scores = faces.cpu().numpy()
         moved = _shifted(boxes, offsets.cpu().numpy())
         kept = _suppress_by_frame(
@@ -205,12 +211,12 @@ class Mtcnn:
         return _squared(moved[kept]), owner[kept]
 
     def _describe(
-        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
     ) -> list[Detections]:
         """O-Net gives the final boxes, the landmarks and the 256-d face feature."""
         if not len(boxes):
-            return [Detections.none(FEATURE_DIM) for _ in range(len(images))]
-        faces = self._onet_faces(images, boxes, owner)
+            return [Detections.none(FEATURE_DIM) for _ in frames]
+        faces = self.refine(frames, boxes, owner)
         kept = _suppress_by_frame(
             faces.boxes,
             faces.scores,
@@ -219,13 +225,18 @@ class Mtcnn:
             NMS_BETWEEN_STAGES,
             over_smaller=True,
         )
-        return [faces.select(kept[owner[kept] == k]) for k in range(len(images))]
+        return [faces.select(kept[owner[kept] == k]) for k in range(len(frames))]
 
-    def _onet_faces(
-        self, images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    @torch.inference_mode()
+    def refine(
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
     ) -> Detections:
-        outputs = self.onet(_patches(images, boxes, owner, 48))
-        offsets, points, scores, hidden = (out[: len(boxes)] for out in outputs)
+        """O-Net alone on given boxes (N, 4), made square; owner (N,) is the frame of each, ascending.
+
+        No search and no threshold: one face for each box, in their order.
+        """
+        boxes = _squared(boxes)
+        offsets, points, scores, hidden = self._over_patches(self.onet, frames, boxes, owner, 48)
         corner, side = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
         return Detections(
             boxes=_shifted(boxes, offsets.cpu().numpy()),
@@ -234,14 +245,22 @@ class Mtcnn:
             features=hidden.cpu().numpy(),
         )
 
-    @torch.inference_mode()
-    def describe_boxes(
-        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
-    ) -> Detections:
-        """O-Net alone on given boxes (N, 4) of frames of one size, owner (N,) the frame of each: no
-        search, no threshold. For pictures that are face crops, and for faces found by others."""
-        images = _normalised(np.stack(frames), self.device)
-        return self._onet_faces(images, _squared(boxes), owner)
+    def _over_patches(
+        self,
+        net: nn.Module,
+        frames: list[Frame],
+        boxes: NDArray[np.float32],
+        owner: NDArray[np.intp],
+        side: int,
+    ) -> list[Tensor]:
+        """The net's outputs for the patches of all boxes, in as few calls as memory allows."""
+        parts = []
+        for at in range(0, max(len(boxes), 1), _MOST_PATCHES):
+            here = slice(at, at + _MOST_PATCHES)
+            count = len(boxes[here])
+            patches = _patches(frames, boxes[here], owner[here], side)
+            parts.append([out[:count] for out in net(_normalised(patches, self.device))])
+        return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def _normalised(frames: NDArray[Any], device: torch.device) -> Tensor:
@@ -251,34 +270,37 @@ def _normalised(frames: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def _patches(
-    images: Tensor, boxes: NDArray[np.float32], owner: NDArray[np.intp], side: int
-) -> Tensor:
-    """Bilinear cuts (M, 3, side, side) of N boxes grouped by frame, M >= N; 0 (mid-gray) past the
-    edge and in the patches that fill up to M.
+    frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp], side: int
+) -> NDArray[np.uint8]:
+    """Bilinear cuts (M, side, side, 3) of N boxes, M >= N; mid-gray past the edge and in the patches
+    that fill up to M.
 
     M is a power of two: for every new batch size oneDNN builds and keeps its kernels anew, which
     costs time, and over a long video hundreds of megabytes. One sampling call a frame, with the
-    patches side by side in its grid: indexing whole frames per candidate would copy each frame once
-    for every box on it.
+    patches under each other in its map.
     """
-    height, width = images.shape[2:]
-    steps = torch.linspace(0, 1, side, device=images.device)
-    placed = torch.from_numpy(boxes).to(images.device)
-    xs = placed[:, 0:1] + (placed[:, 2:3] - placed[:, 0:1]) * steps
-    ys = placed[:, 1:2] + (placed[:, 3:4] - placed[:, 1:2]) * steps
-    xs, ys = xs / width * 2 - 1, ys / height * 2 - 1
-    grid = torch.stack(
-        [xs[:, None, :].expand(-1, side, -1), ys[:, :, None].expand(-1, -1, side)], dim=-1
-    )
     count = 1 << max(len(boxes) - 1, 7).bit_length()
-    out = torch.zeros((count, images.shape[1], side, side), device=images.device)
+    out = np.full((count, side, side, 3), _GRAY, np.uint8)
+    steps = np.linspace(0, 1, side, dtype=np.float32)
+    xs = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * steps
+    ys = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * steps
+    height, width = frames[0].shape[:2]
+    # The published nets were trained on cuts whose first and last pixel are the box's ends.
+    xs, ys = xs * np.float32((width - 1) / width), ys * np.float32((height - 1) / height)
     for k in np.unique(owner):
-        mine = torch.from_numpy(np.flatnonzero(owner == k)).to(images.device)
-        sampled = F.grid_sample(
-            images[k : k + 1], grid[mine].view(1, -1, side, 2), align_corners=True
+        mine = np.flatnonzero(owner == k)
+        across = np.broadcast_to(xs[mine, None, :], (len(mine), side, side))
+        down = np.broadcast_to(ys[mine, :, None], (len(mine), side, side))
+        cuts = cv2.remap(
+            frames[k],
+            across.reshape(-1, side),
+            down.reshape(-1, side),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(_GRAY, _GRAY, _GRAY),
         )
-        out[mine] = sampled.view(images.shape[1], -1, side, side).transpose(0, 1)
-    return out.contiguous(memory_format=torch.channels_last)
+        out[mine] = cuts.reshape(-1, side, side, 3)
+    return out
 
 
 def _shifted(boxes: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -11,8 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.faces.detector import Detections, Frame, non_maximum_suppression
+from pipeline.faces.detector import (
+    Detections,
+    Frame,
+    non_maximum_suppression,
+    pairwise_iou,
+)
 from pipeline.faces.retinaface import (
+    Heads,
     Preprocess,
     RetinaFace,
     backbone_of,
@@ -25,7 +32,16 @@ from pipeline.faces.weights import checkpoint_file
 from pipeline.models.loading import fill
 
 NMS_THRESHOLD = 0.4
+REFINE_SIDE = 128  # pixels; a face is half of it, as in the network's middle level
+_EXPECTED_IOU = 0.3
 _BEFORE_NMS, _AFTER_NMS = 5000, 750  # biubug6's limits; retinaface-pytorch has none
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class RetinaFaceDetector:
@@ -34,11 +50,18 @@ class RetinaFaceDetector:
     feature_dim = 0
 
     def __init__(
-        self, weights: Path, preprocess: Preprocess, min_score: float, device: str = "cpu"
+        self,
+        weights: Path,
+        preprocess: Preprocess,
+        min_score: float,
+        *,
+        device: str = "cpu",
+        precision: Precision = "fp32",
     ) -> None:
         self.preprocess = preprocess
         self.min_score = min_score
         self.device = torch.device(device)
+        self.dtype = _DTYPES[precision]
         state = read_checkpoint(weights)
         network = RetinaFace(backbone_of(state))
         # Old files lack the batch counters, which inference never reads; nothing else may miss.
@@ -48,21 +71,69 @@ class RetinaFaceDetector:
         fill(network, counters | state)
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @torch.inference_mode()
     def __call__(self, frames: list[Frame]) -> list[Detections]:
         if not frames:
             return []
         height, width = frames[0].shape[:2]
-        images = preprocessed(np.stack(frames), self.preprocess).to(self.device)
-        heads = self.network(images.contiguous(memory_format=torch.channels_last))
-        anchors = torch.from_numpy(priors(height, width)).to(self.device)
-        boxes, points, scores = (part.cpu().numpy() for part in decode(heads, anchors))
+        boxes, points, scores = self._decoded(np.stack(frames))
         return [
             selected(
                 boxes[k], points[k], scores[k], (width, height), self.min_score, self.preprocess
             )
             for k in range(len(frames))
         ]
+
+    def refine(
+        self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
+    ) -> Detections:
+        """The network on a square of twice each box's side, scaled to REFINE_SIDE pixels; the best
+        prior that overlaps the box is its face, with score 0 where none does."""
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        side = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(1), 1.0) * 2
+        corner = centre - side[:, None] / 2
+        scale = side / REFINE_SIDE
+        squares = np.stack(
+            [_square(frames[k], c, float(f)) for k, c, f in zip(owner, corner, scale, strict=True)]
+        )
+        found, points, scores = self._decoded(squares)
+        count = len(boxes)
+        best = np.zeros(count, np.intp)
+        sure = np.zeros(count, np.float32)
+        for k in range(count):
+            expected = ((boxes[k].reshape(2, 2) - corner[k]) / side[k]).reshape(1, 4)
+            near = pairwise_iou(expected.astype(np.float32), found[k])[0] >= _EXPECTED_IOU
+            told = np.where(near, scores[k], 0)
+            best[k] = told.argmax()
+            sure[k] = told[best[k]]
+        rows = np.arange(count)
+        placed = found[rows, best].reshape(-1, 2, 2) * side[:, None, None] + corner[:, None]
+        landmarks = points[rows, best] * side[:, None, None] + corner[:, None]
+        none = np.zeros((count, 0), np.float32)
+        return Detections(
+            placed.reshape(-1, 4).astype(np.float32), sure, landmarks.astype(np.float32), none
+        )
+
+    @torch.inference_mode()
+    def _decoded(
+        self, frames: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(N, H, W, 3) -> boxes (N, P, 4), points (N, P, 5, 2), scores (N, P); fractions."""
+        height, width = frames.shape[1:3]
+        images = preprocessed(frames, self.preprocess).to(self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            raw = self.network(images)
+        heads = Heads(raw.boxes.float(), raw.logits.float(), raw.points.float())
+        anchors = torch.from_numpy(priors(height, width)).to(self.device)
+        boxes, points, scores = decode(heads, anchors)
+        return boxes.cpu().numpy(), points.cpu().numpy(), scores.cpu().numpy()
+
+
+def _square(frame: Frame, corner: NDArray[np.float32], scale: float) -> Frame:
+    """REFINE_SIDE pixels square of a frame, `scale` frame pixels to each; 0 past the edge."""
+    matrix = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]], np.float64)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(frame, matrix, (REFINE_SIDE,) * 2, flags=flags), np.uint8)
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:

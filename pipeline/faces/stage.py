@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,84 @@ from numpy.typing import NDArray
 from pipeline.config import FacesConfig, WindowsConfig
 from pipeline.decode import TimedFrame
 from pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
-from pipeline.faces.cuts import CutDetector
-from pipeline.faces.detector import Detections, Detector, Frame
-from pipeline.faces.mtcnn import Mtcnn
+from pipeline.faces.detector import Detector, Frame
+from pipeline.faces.identity import FaceIdentity, persons
+from pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
+from pipeline.faces.search import FaceSearch
 from pipeline.faces.tracker import Sighting, Track, Tracker
 from pipeline.faces.windows import track_end, windows_of
 
 _JPEG_QUALITY = 95
+_EPSILON = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
 class SegmentFaces:
     """What the stage found in one segment, as plain values for the row between stages.
 
-    tracks, windows: structs of schema.FACES_ROW; seen_s: span of the sampled frames in seconds.
+    tracks, windows: structs of schema.FACES_ROW; n_dropped_tracks: those too short to keep; seen_s:
+    span of the sampled frames in seconds.
     """
 
     tracks: list[dict[str, Any]]
     windows: list[dict[str, Any]]
+    n_dropped_tracks: int
     frames_seen: int
     seen_s: float
+
+
+@dataclass
+class _Seen:
+    """Which frames a segment gave, and what stretch of time they stand for: each its own cell of
+    `cell_s`, the first one from the segment's start and none past its end or the video's."""
+
+    segment_start_s: float
+    segment_end_s: float
+    duration_s: float
+    cell_s: float
+    first_s: float = math.nan
+    last_s: float = math.nan
+    frames: int = 0
+    size: tuple[int, int] = (1, 1)
+
+    def add(self, frame: TimedFrame) -> None:
+        if not self.frames:
+            inner = self.segment_start_s > 0 and frame.time_s < self.segment_start_s + self.cell_s
+            self.first_s = frame.time_s
+            self._start_s = self.segment_start_s if inner else frame.time_s
+        self.last_s = frame.time_s
+        self.size = (frame.width, frame.height)
+        self.frames += 1
+
+    @property
+    def end_s(self) -> float:
+        return min(self.segment_end_s, self.duration_s, self.last_s + self.cell_s)
+
+    @property
+    def span_s(self) -> float:
+        return max(self.end_s - self._start_s, 0.0) if self.frames else 0.0
+
+    def start_of(self, track: Track) -> float:
+        first = track.sightings[0].time_s
+        return self._start_s if first == self.first_s else first
+
+    def end_of(self, track: Track) -> float:
+        return track_end(track, self.cell_s, self.end_s)
+
+    def touches_seam(self, track: Track) -> bool:
+        """Whether it starts or ends where this segment meets another."""
+        return (
+            0 < self.segment_start_s == self.start_of(track)
+            or self.end_of(track) == self.segment_end_s
+        )
 
 
 class FaceStage:
     """Detects, tracks and cuts. Holds the detector, so make one a process and use it often.
 
     features: the face analysis network whose features the model reads; MTCNN's O-Net, or none.
+    device: where the detector runs, as torch names it.
     """
 
     def __init__(
@@ -52,122 +102,107 @@ class FaceStage:
         crop: CropSpec,
         sample_fps: float,
         features: str | None = "onet",
+        device: str = "cpu",
     ) -> None:
         self.faces = faces
         self.windows = windows
         self.crop = crop
         self.sample_fps = sample_fps
-        self.detector: Detector
-        self.feature_network: Mtcnn | None = None
-        if faces.detector == "mtcnn":
-            self.detector = Mtcnn(min_face=faces.min_face)
-        else:
-            weights = Path(faces.weights or "")
-            self.detector = RetinaFaceDetector(weights, faces.preprocess, faces.min_score)
-            if features == "onet":
-                self.feature_network = Mtcnn()
+        detector = make_detector(faces, device)
+        extra = features == "onet" and not isinstance(detector, Mtcnn)
+        self.identity = FaceIdentity() if faces.identity == "dlib" else None
+        self.search = FaceSearch(detector, faces, Mtcnn(device=device) if extra else None)
 
-    def __call__(self, frames: Iterable[TimedFrame], end_s: float) -> SegmentFaces:
-        """frames: one segment's, in time order; end_s: where the segment or its video ends."""
-        tracker = Tracker(min_iou=self.faces.min_iou, max_gap_seconds=self.faces.max_gap_seconds)
-        is_cut = CutDetector(self.faces.cut_threshold)
-        seen, first_s, last_s, size = 0, math.nan, math.nan, (1, 1)
-        for batch in _batches(iter(frames), self.faces.batch_frames):
-            small = [frame.rgb(self.faces.detect_width) for frame in batch]
-            found = self._detect(small)
-            for frame, picture, faces in zip(batch, small, found, strict=True):
-                size = (frame.width, frame.height)
-                factors = frame.width / picture.shape[1], frame.height / picture.shape[0]
-                sightings = tracker.update(
-                    frame.time_s, faces.scaled(*factors), cut=is_cut(picture)
-                )
-                if sightings:
-                    self._cut_crops(frame.rgb(), sightings)
-            first_s = batch[0].time_s if seen == 0 else first_s
-            last_s = batch[-1].time_s
-            seen += len(batch)
-        span = min(last_s + 1 / self.sample_fps, end_s) - first_s if seen else 0.0
-        bound = min(end_s, last_s + 1 / self.sample_fps) if seen else end_s
-        return self._rows(tracker.finish(), bound, size, seen, max(span, 0.0))
-
-    def _detect(self, pictures: list[Frame]) -> list[Detections]:
-        """Detections that pass score and sanity; a batch may change size in mid-video."""
-        out: list[Detections] = []
-        start = 0
-        for i in range(1, len(pictures) + 1):
-            if i == len(pictures) or pictures[i].shape != pictures[start].shape:
-                out += self.detector(pictures[start:i])
-                start = i
-        good = [faces.select(plausible(faces, self.faces.min_score)) for faces in out]
-        if self.feature_network is None:
-            return good
-        return [self._described(p, f) for p, f in zip(pictures, good, strict=True)]
-
-    def _described(self, picture: Frame, faces: Detections) -> Detections:
-        """The faces with O-Net's feature, for a detector that has none of its own."""
-        assert self.feature_network is not None
-        if not len(faces):
-            return faces
-        owner = np.zeros(len(faces), np.intp)
-        told = self.feature_network.describe_boxes([picture], faces.boxes, owner)
-        return replace(faces, features=told.features)
-
-    def _cut_crops(self, picture: Frame, sightings: list[Sighting]) -> None:
-        for sighting in sightings:
-            matrix = crop_matrix(sighting.box, sighting.landmarks, self.crop)
-            crop = cut(picture, matrix, self.crop.size)
-            sighting.crop = encode_crop(crop, self.windows.crop_format)
-            points = transform_points(sighting.landmarks, matrix)
-            # Pixel centres are whole numbers, so the crop's left edge stands at -0.5.
-            sighting.crop_landmarks = (points + np.float32(0.5)) / np.float32(self.crop.size)
-
-    def _rows(
-        self, tracks: list[Track], end_s: float, size: tuple[int, int], seen: int, span: float
+    def __call__(
+        self,
+        frames: Iterable[TimedFrame],
+        start_s: float = 0.0,
+        end_s: float = math.inf,
+        duration_s: float = math.inf,
     ) -> SegmentFaces:
+        """frames: those of the segment [start_s, end_s) in time order; duration_s: where the video
+        ends."""
+        tracker = Tracker(
+            min_score=self.faces.min_score,
+            min_iou=self.faces.min_iou,
+            max_gap_seconds=self.faces.max_gap_seconds,
+        )
+        seen = _Seen(start_s, end_s, duration_s, 1 / self.sample_fps)
+        for look in self.search(frames):
+            frame = look.frame
+            seen.add(frame)
+            shown = tracker.update(frame.time_s, look.found(), cut=look.cut)
+            if shown:
+                picture = frame.rgb()
+                for track in shown:
+                    self._cut_crop(picture, track.sightings[-1])
+                    if self.identity is not None:
+                        self.identity.look(picture, track.sightings[-1], track)
+        return self._rows(tracker.finish(), seen)
+
+    def _cut_crop(self, picture: Frame, sighting: Sighting) -> None:
+        matrix = crop_matrix(sighting.box, sighting.landmarks, self.crop)
+        crop = cut(picture, matrix, self.crop.size)
+        sighting.crop = encode_crop(crop, self.windows.crop_format)
+        points = transform_points(sighting.landmarks, matrix)
+        # Pixel centres are whole numbers, so the crop's left edge stands at -0.5.
+        sighting.crop_landmarks = (points + np.float32(0.5)) / np.float32(self.crop.size)
+
+    def _rows(self, tracks: list[Track], seen: _Seen) -> SegmentFaces:
         track_rows: list[dict[str, Any]] = []
         window_rows: list[dict[str, Any]] = []
-        for track in tracks:
-            first, last = track.sightings[0], track.sightings[-1]
-            end = track_end(track, self.sample_fps, end_s)
-            if end - first.time_s < self.faces.min_track_seconds - 1e-6 and seen > 1:
-                continue
-            track_id = len(track_rows)
+        kept = [track for track in tracks if self._lasts(track, seen)]
+        numbers = persons(kept) if self.identity else [None] * len(kept)
+        for track_id, (track, person) in enumerate(zip(kept, numbers, strict=True)):
+            start, end = seen.start_of(track), seen.end_of(track)
             boxes = np.stack([s.box for s in track.sightings])
             track_rows.append(
                 {
                     "track_id": track_id,
-                    "start_s": first.time_s,
-                    "end_s": max(end, last.time_s),
+                    "start_s": start,
+                    "end_s": end,
                     "n_detections": len(track.sightings),
+                    "n_interpolated": len(track.bridged),
                     "mean_score": float(np.mean([s.score for s in track.sightings])),
-                    "mean_box": _fractions(boxes.mean(0), size),
+                    "mean_box": _fractions(boxes.mean(0), seen.size),
+                    "person_id": person,
                 }
             )
-            for window in windows_of(track, end, self.windows):
+            for window in windows_of(track, start, end, self.windows):
                 window_rows.append(
                     {
                         "track_id": track_id,
                         "window": window.index,
                         "start_s": window.start_s,
                         "end_s": window.end_s,
-                        "bbox": _fractions(window.middle.box, size),
+                        "n_interpolated": window.n_interpolated,
+                        "bbox": _fractions(window.middle.box, seen.size),
                         "crops": [s.crop for s in window.sightings],
                         "landmarks": [s.crop_landmarks.ravel().tolist() for s in window.sightings],
                         "features": [s.feature.tolist() for s in window.sightings],
                     }
                 )
-        return SegmentFaces(track_rows, window_rows, seen, span)
+        dropped = len(tracks) - len(kept)
+        return SegmentFaces(track_rows, window_rows, dropped, seen.frames, seen.span_s)
+
+    def _lasts(self, track: Track, seen: _Seen) -> bool:
+        """Whether a track is long enough to keep. One at a segment boundary may go on beyond it, and
+        a video of a single frame has no length."""
+        if seen.frames == 1 or seen.touches_seam(track):
+            return True
+        length = seen.end_of(track) - seen.start_of(track)
+        return length >= self.faces.min_track_seconds - _EPSILON
 
 
-def plausible(faces: Detections, min_score: float) -> NDArray[np.bool_]:
-    """(N,) mask of detections that can be faces: score, eyes above mouth, points about the box."""
-    boxes, points = faces.boxes, faces.landmarks
-    side = boxes[:, 2:] - boxes[:, :2]
-    inside = (points - boxes[:, None, :2]) / np.maximum(side[:, None], 1e-6)
-    within = ((inside > -0.25) & (inside < 1.25)).all((1, 2))
-    upright = points[:, :2, 1].mean(1) < points[:, 3:, 1].mean(1)
-    mask: NDArray[np.bool_] = (faces.scores >= min_score) & within & upright
-    return mask
+def make_detector(faces: FacesConfig, device: str = "cpu") -> Detector:
+    """The configured detector. UserError: weights that are missing or no checkpoint."""
+    if faces.detector == "mtcnn":
+        thresholds = (PNET_THRESHOLD, RNET_THRESHOLD, faces.weak_score)
+        return Mtcnn(min_face=faces.min_face, thresholds=thresholds, device=device)
+    weights = Path(faces.weights or "")
+    return RetinaFaceDetector(
+        weights, faces.preprocess, faces.weak_score, device=device, precision=faces.precision
+    )
 
 
 def encode_crop(crop: Frame, crop_format: str) -> bytes:
@@ -191,8 +226,3 @@ def _fractions(box: NDArray[np.float32], size: tuple[int, int]) -> dict[str, flo
     width, height = size
     clipped = np.clip(box / np.array([width, height, width, height], np.float32), 0, 1)
     return dict(zip(("x1", "y1", "x2", "y2"), clipped.tolist(), strict=True))
-
-
-def _batches(frames: Iterator[TimedFrame], size: int) -> Iterator[list[TimedFrame]]:
-    while batch := list(islice(frames, size)):
-        yield batch

@@ -36,7 +36,7 @@ def find_still_face(picture: Frame, mtcnn: Mtcnn) -> Detections:
         face = found.select(np.array([int(nearness.argmax())]))
     else:
         whole = np.array([[_PAD, _PAD, _PAD + size[0], _PAD + size[1]]], np.float32)
-        face = mtcnn.describe_boxes([canvas], whole, np.zeros(1, np.intp))
+        face = mtcnn.refine([canvas], whole, np.zeros(1, np.intp))
         if face.scores[0] < _LEAST_SCORE:
             face = _middle(whole, face.features)
     shifted = Detections(

@@ -1,4 +1,9 @@
-"""Detections -> tracks: constant-velocity motion and IoU association (SORT, Bewley et al. 2016)."""
+"""Detections -> tracks: constant-velocity motion and IoU association in two passes.
+
+The passes are ByteTrack's idea (Zhang et al. 2022, arXiv 2110.06864): sure detections choose their
+tracks first; then unsure ones may continue a track that found none, but never begin one. A profile,
+a hand before the face or blur lowers a score long before it hides the face.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.faces.detector import Detections, pairwise_iou
+
+_MOST_STEPS_AHEAD = 2.0  # a face that was moving when it was lost has rarely kept on longer
 
 
 @dataclass
@@ -24,12 +31,31 @@ class Sighting:
     crop_landmarks: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
+@dataclass(frozen=True)
+class BridgedBox:
+    """Where a face must have been in a sampled frame in which it was not found: interpolated
+    between the sightings on both sides of a gap."""
+
+    time_s: float
+    box: NDArray[np.float32]
+
+
 @dataclass
 class Track:
-    """One face in one shot, its sightings in time order. lost_s: when it was known to be gone."""
+    """One face in one shot, its sightings in time order.
+
+    bridged: interpolated boxes of gaps within the track, in time order; missed: times of the frames
+    since the last sighting, which become a gap if the face is seen again.
+    """
 
     sightings: list[Sighting]
+    bridged: list[BridgedBox] = field(default_factory=list)
+    missed: list[float] = field(default_factory=list)
+    embeddings: list[NDArray[np.float64]] = field(default_factory=list)
+    looked_s: float | None = None
+    """Time of the last embedding."""
     lost_s: float | None = None
+    """When the face was known to be gone."""
 
     def predicted(self, time_s: float) -> NDArray[np.float32]:
         """The box expected at a time: the last one, moved on at its last speed."""
@@ -37,24 +63,39 @@ class Track:
         if len(self.sightings) < 2:
             return last.box
         before = self.sightings[-2]
-        ahead = (time_s - last.time_s) / max(last.time_s - before.time_s, 1e-6)
+        steps = (time_s - last.time_s) / max(last.time_s - before.time_s, 1e-6)
         moved: NDArray[np.float32] = last.box + (last.box - before.box) * np.float32(
-            min(ahead, 2.0)
+            min(steps, _MOST_STEPS_AHEAD)
         )
         return moved
 
+    def see(self, sighting: Sighting) -> None:
+        """Goes on with a sighting and bridges the gap before it, if there is one."""
+        last = self.sightings[-1]
+        for time_s in self.missed:
+            part = np.float32((time_s - last.time_s) / (sighting.time_s - last.time_s))
+            self.bridged.append(BridgedBox(time_s, last.box + part * (sighting.box - last.box)))
+        self.missed.clear()
+        self.lost_s = None
+        self.sightings.append(sighting)
+
 
 class Tracker:
-    """Feeds on frames in time order; a track never crosses a cut."""
+    """Feeds on frames in time order; a track never crosses a cut.
 
-    def __init__(self, *, min_iou: float, max_gap_seconds: float) -> None:
+    min_score: from here on a detection is sure; all detections given are at least unsure.
+    """
+
+    def __init__(self, *, min_score: float, min_iou: float, max_gap_seconds: float) -> None:
+        self.min_score = min_score
         self.min_iou = min_iou
         self.max_gap_seconds = max_gap_seconds
         self._open: list[Track] = []
         self._done: list[Track] = []
 
-    def update(self, time_s: float, faces: Detections, *, cut: bool) -> list[Sighting]:
-        """Takes a frame's faces (full-frame pixels); returns their sightings, one a face."""
+    def update(self, time_s: float, faces: Detections, *, cut: bool) -> list[Track]:
+        """Takes a frame's faces (full-frame pixels); returns the tracks that it shows, each with its
+        sighting as the last."""
         if cut:
             self._close(self._open, time_s)
         lapsed = [
@@ -71,21 +112,36 @@ class Tracker:
             )
             for i in range(len(faces))
         ]
-        unmatched = dict(enumerate(sightings))
-        if self._open and sightings:
-            expected = np.stack([track.predicted(time_s) for track in self._open])
-            stayed = np.stack([track.sightings[-1].box for track in self._open])
-            iou = np.maximum(pairwise_iou(expected, faces.boxes), pairwise_iou(stayed, faces.boxes))
-            for row, column in zip(*linear_sum_assignment(-iou), strict=True):
-                if iou[row, column] >= self.min_iou:
-                    track = self._open[row]
-                    track.sightings.append(unmatched.pop(int(column)))
-                    track.lost_s = None
-        for track in self._open:
-            if track.lost_s is None and track.sightings[-1].time_s < time_s:
+        sure = [s for s in sightings if s.score >= self.min_score]
+        unsure = [s for s in sightings if s.score < self.min_score]
+        searching, begun = self._associate(self._open, sure, time_s)
+        searching, _ = self._associate(searching, unsure, time_s)
+        for track in searching:
+            track.missed.append(time_s)
+            if track.lost_s is None:
                 track.lost_s = time_s
-        self._open += [Track([sighting]) for sighting in unmatched.values()]
-        return sightings
+        self._open += [Track([sighting]) for sighting in begun]
+        return [track for track in self._open if not track.missed]
+
+    def _associate(
+        self, tracks: list[Track], sightings: list[Sighting], time_s: float
+    ) -> tuple[list[Track], list[Sighting]]:
+        """Matches one to one; returns the tracks and the sightings that are left over."""
+        if not tracks or not sightings:
+            return tracks, sightings
+        boxes = np.stack([s.box for s in sightings])
+        expected = np.stack([track.predicted(time_s) for track in tracks])
+        stayed = np.stack([track.sightings[-1].box for track in tracks])
+        iou = np.maximum(pairwise_iou(expected, boxes), pairwise_iou(stayed, boxes))
+        rows, columns = linear_sum_assignment(-iou)
+        matched = iou[rows, columns] >= self.min_iou
+        for row, column in zip(rows[matched], columns[matched], strict=True):
+            tracks[row].see(sightings[column])
+        taken, used = set(rows[matched].tolist()), set(columns[matched].tolist())
+        return (
+            [track for i, track in enumerate(tracks) if i not in taken],
+            [sighting for i, sighting in enumerate(sightings) if i not in used],
+        )
 
     def finish(self) -> list[Track]:
         """All tracks, by start time and then from left to right: an order that repeats."""

@@ -1,7 +1,8 @@
-"""Detector weights that the user brings. Imports no torch: checked before any work starts."""
+"""Weights that the user brings or installs. Imports no torch: checked before any work starts."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -16,3 +17,11 @@ def checkpoint_file(path: Path) -> Path:
             " biubug6/Pytorch_Retinaface (faces.preprocess=biubug6) and name the file"
         )
     return path
+
+
+def identity_models() -> Path:
+    """Folder of the weights. UserError where the packages are missing; imports neither."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    if importlib.util.find_spec("dlib") is None or spec is None or not spec.origin:
+        raise UserError("faces.identity=dlib needs more packages: pip install 'emolake[identity]'")
+    return Path(spec.origin).parent / "models"

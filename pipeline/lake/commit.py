@@ -66,11 +66,16 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _annotations(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, Any]]:
-    return [
-        _identity(row, run) | {"config_hash": run.config_hash} | annotation
-        for row in rows
-        for annotation in row["annotations"]
-    ]
+    out = []
+    for row in rows:
+        person = {track["track_id"]: track["person_id"] for track in row["tracks"]}
+        out += [
+            _identity(row, run)
+            | {"config_hash": run.config_hash, "person_id": person[annotation["track_id"]]}
+            | annotation
+            for annotation in row["annotations"]
+        ]
+    return out
 
 
 def _tracks(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, Any]]:
@@ -110,6 +115,7 @@ def _ledger(rows: list[dict[str, Any]], run: RunStamp, commit_id: str) -> list[d
             "state": segment_state(row),
             "n_tracks": len(row["tracks"]),
             "n_windows": len(row["annotations"]),
+            "n_dropped_tracks": row["n_dropped_tracks"],
             "commit_id": commit_id,
             "finished_at": now,
             "attempt": row["attempt"],

@@ -39,7 +39,9 @@ def test_segments_together_give_the_frames_of_the_whole(clips, seconds: float) -
     path = clips / "WolfgangLanger_Pexels.mp4"
     whole, _ = frames_of(path)
     pieces = []
-    for start, end in segment_spans(probe(str(path)).duration_s, seconds):
+    for start, end in segment_spans(
+        probe(str(path)).duration_s, DecodeConfig(segment_seconds=seconds)
+    ):
         pieces += frames_of(path, start, end)[0]
     assert [f.time_s for f in pieces] == pytest.approx([f.time_s for f in whole], abs=1e-6)
     for ours, theirs in zip(pieces[::13], whole[::13], strict=True):
@@ -119,7 +121,13 @@ def test_frames_of_too_many_pixels_are_refused(clips) -> None:
 
 
 def test_segment_spans_cover_the_time_line() -> None:
-    assert segment_spans(None, 300) == [(0, math.inf)]
-    assert segment_spans(600.0, 300) == [(0, 300), (300, math.inf)]
-    assert segment_spans(600.1, 300) == [(0, 300), (300, 600), (600, math.inf)]
-    assert segment_spans(0.0, 300) == [(0, math.inf)]
+    config = DecodeConfig(segment_seconds=300)
+    assert segment_spans(None, config) == [(0, math.inf)]
+    assert segment_spans(600.0, config) == [(0, 300), (300, math.inf)]
+    assert segment_spans(600.1, config) == [(0, 300), (300, 600), (600, math.inf)]
+    assert segment_spans(0.0, config) == [(0, math.inf)]
+
+
+def test_a_segment_is_a_whole_number_of_sampling_cells() -> None:
+    config = DecodeConfig(segment_seconds=9.1, sample_fps=4)
+    assert segment_spans(20.0, config) == [(0, 9.25), (9.25, 18.5), (18.5, math.inf)]

@@ -3,7 +3,7 @@ import numpy as np
 
 from pipeline.faces.detector import Detections, non_maximum_suppression, pairwise_iou
 from pipeline.faces.mtcnn import Mtcnn
-from pipeline.faces.stage import plausible
+from pipeline.faces.search import plausible
 
 
 def test_iou_of_known_boxes() -> None:

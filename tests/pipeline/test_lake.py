@@ -30,19 +30,21 @@ def segment(
     annotations = [
         {
             "track_id": 0, "window": w, "start_s": 2.0 * w, "end_s": 2.0 * w + 2, "n_frames": 8,
+            "n_interpolated": 0,
             "bbox": BOX, "emotion": "fear", "confidence": 0.75,
             "scores": [("fear", 0.75), ("anger", 0.25)], "model": "m", "model_revision": "r",
         }
         for w in range(windows)
     ]  # fmt: skip
     track = {
-        "track_id": 0, "start_s": 0.0, "end_s": 4.0, "n_detections": 9, "mean_score": 0.9, "mean_box": BOX
+        "track_id": 0, "start_s": 0.0, "end_s": 4.0, "n_detections": 9, "mean_score": 0.9,
+        "mean_box": BOX, "n_interpolated": 1, "person_id": None,
     }  # fmt: skip
     row = {
         "video_id": video, "uri": f"/v/{video.split('@')[0]}.mp4", "size": 10, "corpus": "c",
         "attempt": 1, "segment": index, "n_segments": of, "reason": None, "detail": None,
         "duration_s": 4.0, "fps": 25.0, "width": 64, "height": 48, "codec": "h264", "failed": False,
-        "tracks": [track] if windows else [], "annotations": annotations,
+        "n_dropped_tracks": 0, "tracks": [track] if windows else [], "annotations": annotations,
     }  # fmt: skip
     return row | changes
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from pipeline.config import FacesConfig, WindowsConfig
+from pipeline.decode import TimedFrame
 from pipeline.errors import UserError
 from pipeline.faces.align import CropSpec
+from pipeline.faces.detector import pairwise_iou
 from pipeline.faces.retinaface import RetinaFace, priors
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
 from pipeline.faces.stage import FaceStage
@@ -74,8 +76,30 @@ def test_the_face_stage_gives_retinaface_detections_onet_features(checkpoint, mo
     config = FacesConfig(detector="retinaface", weights=str(checkpoint), preprocess="biubug6")
     stage = FaceStage(config, WindowsConfig(), CropSpec(48), 4.0)
     monkeypatch.setattr(
-        "pipeline.faces.stage.plausible", lambda faces, _: np.arange(len(faces)) < 3
+        "pipeline.faces.search.plausible", lambda faces, _: np.arange(len(faces)) < 3
     )
-    stage.detector.min_score = 0.0  # type: ignore[attr-defined]
-    (faces,) = stage._detect([np.full((90, 120, 3), 90, np.uint8)])
-    assert faces.features.shape == (3, 256)
+    stage.search.detector.min_score = 0.0  # type: ignore[attr-defined]
+    gray = np.full((90, 120, 3), 90, np.uint8)
+    (look,) = stage.search([TimedFrame(0.0, 120, 90, lambda width, height: gray)])
+    assert look.found().features.shape == (3, 256)
+
+
+def test_the_detector_refines_on_the_crop_alone(checkpoint) -> None:
+    detector = RetinaFaceDetector(checkpoint, "biubug6", 0.0)
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 255, (200, 300, 3), np.uint8)
+    boxes = np.array([[80, 60, 130, 120], [-10, 150, 30, 210]], np.float32)
+    told = detector.refine([frame, frame[::-1].copy()], boxes, np.array([0, 1]))
+    assert (pairwise_iou(told.boxes, boxes).diagonal() >= 0.29).all()
+    far = frame.copy()
+    far[:, 200:] = 0  # beyond twice the box: must not matter
+    again = detector.refine([far], boxes[:1], np.zeros(1, np.intp))
+    np.testing.assert_allclose(again.boxes[0], told.boxes[0], atol=1e-3)
+
+
+def test_half_precision_stays_close(checkpoint) -> None:
+    frames = np.random.default_rng(1).integers(0, 255, (2, 96, 128, 3), np.uint8)
+    full = RetinaFaceDetector(checkpoint, "biubug6", 0.0)._decoded(frames)
+    half = RetinaFaceDetector(checkpoint, "biubug6", 0.0, precision="bf16")._decoded(frames)
+    for ours, theirs in zip(half, full, strict=True):
+        assert 0 < np.abs(ours - theirs).max() < 0.05

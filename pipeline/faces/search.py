@@ -1,0 +1,191 @@
+"""Where the faces of each frame are: full detection on keyframes, refinement in between.
+
+Faces move little between two keyframes. Where both show the same faces, their boxes in between are
+interpolated and refined on that place alone; where they differ, or a refined face is no good, the
+frame is searched in full. Keyframes follow the clock of the video, and begin and end each shot, so
+neither batches nor segments change what is found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from pipeline.config import FacesConfig
+from pipeline.decode import TimedFrame
+from pipeline.faces.cuts import CutDetector
+from pipeline.faces.detector import Detections, Detector, Frame, pairwise_iou
+from pipeline.faces.mtcnn import Mtcnn
+
+_SAME_FACE_IOU = 0.3  # of a face in two keyframes: a second apart it may well have moved
+_STAYED_IOU = 0.5  # of a refined box with the predicted one
+_TWICE_IOU = 0.7  # of two refined boxes that have come to lie on one face
+_MOST_PIXELS_HELD = 64_000_000  # of decoded frames waiting for a keyframe's batch
+
+
+@dataclass
+class Look:
+    """A sampled frame and its faces, in pixels of the full frame once it is handed out.
+
+    picture: the frame at detection width; cut: whether a shot begins here; faces: None until found.
+    """
+
+    frame: TimedFrame
+    picture: Frame
+    cut: bool
+    key: bool
+    faces: Detections | None = None
+
+    def found(self) -> Detections:
+        assert self.faces is not None
+        return self.faces
+
+
+class FaceSearch:
+    """Holds the detector; stateless between videos.
+
+    feature_network: gives its features to the faces of a detector that has none of its own.
+    """
+
+    def __init__(
+        self, detector: Detector, config: FacesConfig, feature_network: Mtcnn | None = None
+    ) -> None:
+        self.detector = detector
+        self.config = config
+        self.feature_network = feature_network
+
+    def __call__(self, frames: Iterable[TimedFrame]) -> Iterator[Look]:
+        """The frames of one segment in time order -> their looks, in the same order."""
+        waiting: list[Look] = []
+        for look in self._looks(frames):
+            if look.cut:
+                waiting[-1].key = True
+            waiting.append(look)
+            held = len(waiting) * look.frame.width * look.frame.height
+            full = len(waiting) > self.config.batch_frames or held > _MOST_PIXELS_HELD
+            if look.key and full:
+                yield from self._handed_out(waiting, -1)
+                del waiting[:-1]  # the keyframe is also the start of what follows
+        if waiting:
+            waiting[-1].key = True
+            yield from self._handed_out(waiting, len(waiting))
+
+    def _looks(self, frames: Iterable[TimedFrame]) -> Iterator[Look]:
+        is_cut = CutDetector(self.config.cut_threshold)
+        every = self.config.detect_every_seconds
+        slot, shape = -1, None
+        for frame in frames:
+            picture = frame.rgb(self.config.detect_width)
+            here = math.floor(frame.time_s / every + 1e-6) if every else slot + 1
+            # A change of the frame's size cannot be tracked across, like a cut.
+            cut = is_cut(picture) or picture.shape != (shape or picture.shape)
+            yield Look(frame, picture, cut, key=cut or here != slot)
+            slot, shape = here, picture.shape
+
+    def _handed_out(self, looks: list[Look], end: int) -> Iterator[Look]:
+        self._detect([look for look in looks if look.key and look.faces is None])
+        self._follow(looks)
+        self._detect([look for look in looks if look.faces is None])
+        for look in looks[:end]:
+            factors = (
+                look.frame.width / look.picture.shape[1],
+                look.frame.height / look.picture.shape[0],
+            )
+            yield replace(look, faces=look.found().scaled(*factors))
+
+    def _detect(self, looks: list[Look]) -> None:
+        """Full detection; frames of one size go together."""
+        for batch in _of_one_size(looks, self.config.batch_frames):
+            for look, faces in zip(batch, self.detector([b.picture for b in batch]), strict=True):
+                good = faces.select(plausible(faces, self.config.weak_score))
+                look.faces = self._described(look.picture, good)
+
+    def _described(self, picture: Frame, faces: Detections) -> Detections:
+        if self.feature_network is None or not len(faces):
+            return faces
+        owner = np.zeros(len(faces), np.intp)
+        told = self.feature_network.refine([picture], faces.boxes, owner)
+        return replace(faces, features=told.features)
+
+    def _follow(self, looks: list[Look]) -> None:
+        """Fills in the frames between keyframes that agree; leaves the others as they are."""
+        expected: list[tuple[Look, NDArray[np.float32]]] = []
+        keys = [i for i, look in enumerate(looks) if look.key]
+        for first, last in pairwise(keys):
+            between = looks[first + 1 : last]
+            if not between:
+                continue
+            before, after = looks[first].found(), looks[last].found()
+            if not len(before) and not len(after):
+                for look in between:
+                    look.faces = before
+                continue
+            ends = self._same_faces(before, after)
+            if ends is None:
+                continue
+            start_s, end_s = looks[first].frame.time_s, looks[last].frame.time_s
+            for look in between:
+                part = (look.frame.time_s - start_s) / max(end_s - start_s, 1e-9)
+                expected.append((look, ends[0] + np.float32(part) * (ends[1] - ends[0])))
+        for batch in _of_one_size([look for look, _ in expected], self.config.batch_frames):
+            chosen = {id(look) for look in batch}
+            self._refine([pair for pair in expected if id(pair[0]) in chosen])
+
+    def _same_faces(
+        self, before: Detections, after: Detections
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """The boxes (N, 4) of the same N >= 1 sure faces in two keyframes, or None."""
+        first = before.boxes[before.scores >= self.config.min_score]
+        last = after.boxes[after.scores >= self.config.min_score]
+        if len(first) != len(last) or not len(first):
+            return None
+        iou = pairwise_iou(first, last)
+        rows, columns = linear_sum_assignment(-iou)
+        if iou[rows, columns].min() < _SAME_FACE_IOU:
+            return None
+        return first[rows], last[columns]
+
+    def _refine(self, expected: list[tuple[Look, NDArray[np.float32]]]) -> None:
+        boxes = np.concatenate([boxes for _, boxes in expected])
+        counts = [len(boxes) for _, boxes in expected]
+        owner = np.repeat(np.arange(len(expected)), counts)
+        faces = self.detector.refine([look.picture for look, _ in expected], boxes, owner)
+        stayed = np.diag(pairwise_iou(faces.boxes, boxes)) >= _STAYED_IOU
+        good = plausible(faces, self.config.min_score) & stayed
+        for k, (look, _) in enumerate(expected):
+            mine = np.flatnonzero(owner == k)
+            found = faces.select(mine)
+            apart = np.triu(pairwise_iou(found.boxes, found.boxes), 1).max() < _TWICE_IOU
+            if good[mine].all() and apart:
+                best_first = np.argsort(-found.scores, kind="stable")
+                look.faces = self._described(look.picture, found.select(best_first))
+
+
+def plausible(faces: Detections, min_score: float) -> NDArray[np.bool_]:
+    """(N,) mask of detections that can be faces: score, eyes above mouth, points about the box."""
+    boxes, points = faces.boxes, faces.landmarks
+    side = boxes[:, 2:] - boxes[:, :2]
+    inside = (points - boxes[:, None, :2]) / np.maximum(side[:, None], 1e-6)
+    within = ((inside > -0.25) & (inside < 1.25)).all((1, 2))
+    upright = points[:, :2, 1].mean(1) < points[:, 3:, 1].mean(1)
+    mask: NDArray[np.bool_] = (faces.scores >= min_score) & within & upright
+    return mask
+
+
+def _of_one_size(looks: list[Look], most: int) -> Iterator[list[Look]]:
+    """Runs of at most `most` looks whose pictures have one size; a video may change its own."""
+    start = 0
+    for i in range(1, len(looks) + 1):
+        if (
+            i == len(looks)
+            or i - start == most
+            or looks[i].picture.shape != looks[start].picture.shape
+        ):
+            yield looks[start:i]
+            start = i
