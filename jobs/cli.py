@@ -238,13 +238,25 @@ def _tune(commands: Any) -> None:
 
 def _bench(commands: Any) -> None:
     parser = _add(
-        commands, "bench", "bench:bench_command",
+        commands, "bench", "bench.command:bench_command",
         "measure against a peer in the same run (docs/benchmarks.md)",
         "emolake bench faces --clips clips/ --json",
     )  # fmt: skip
     parser.add_argument("name", choices=("faces", "annotate", "pipeline"), help="what to measure")
     parser.add_argument(
         "--clips", type=Path, metavar="DIR", help="folder of videos (default: the demo's)"
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="faces: spans and boxes of the people in the clips (default: truth.json beside them)",
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="faces: draw a contact sheet with boxes and track numbers",
     )
     _json_option(parser)
 

@@ -136,6 +136,7 @@ def _pyav_frames(
         context = stream.codec_context
         _check_size(context.width, context.height, config.max_pixels)
         context.thread_count = config.threads
+        context.thread_type = "AUTO"
         origin = _origin(container)
         duration = _duration(container, stream)
         if start_s > 0 and stream.time_base:

@@ -56,14 +56,19 @@ class _Seen:
     frames: int = 0
     size: tuple[int, int] = (1, 1)
 
-    def add(self, frame: TimedFrame) -> None:
+    def with_frame(self, frame: TimedFrame) -> TimedFrame:
+        """Notes a frame that passes by."""
         if not self.frames:
-            inner = self.segment_start_s > 0 and frame.time_s < self.segment_start_s + self.cell_s
             self.first_s = frame.time_s
-            self._start_s = self.segment_start_s if inner else frame.time_s
         self.last_s = frame.time_s
         self.size = (frame.width, frame.height)
         self.frames += 1
+        return frame
+
+    @property
+    def start_s(self) -> float:
+        inner = self.segment_start_s > 0 and self.first_s < self.segment_start_s + self.cell_s
+        return self.segment_start_s if inner else self.first_s
 
     @property
     def end_s(self) -> float:
@@ -71,11 +76,11 @@ class _Seen:
 
     @property
     def span_s(self) -> float:
-        return max(self.end_s - self._start_s, 0.0) if self.frames else 0.0
+        return max(self.end_s - self.start_s, 0.0) if self.frames else 0.0
 
     def start_of(self, track: Track) -> float:
         first = track.sightings[0].time_s
-        return self._start_s if first == self.first_s else first
+        return self.start_s if first == self.first_s else first
 
     def end_of(self, track: Track) -> float:
         return track_end(track, self.cell_s, self.end_s)
@@ -122,15 +127,18 @@ class FaceStage:
     ) -> SegmentFaces:
         """frames: those of the segment [start_s, end_s) in time order; duration_s: where the video
         ends."""
+        seen = _Seen(start_s, end_s, duration_s, 1 / self.sample_fps)
+        return self._rows(self.tracks(map(seen.with_frame, frames)), seen)
+
+    def tracks(self, frames: Iterable[TimedFrame]) -> list[Track]:
+        """All tracks of the frames, however short, with the crops of their sightings."""
         tracker = Tracker(
             min_score=self.faces.min_score,
             min_iou=self.faces.min_iou,
             max_gap_seconds=self.faces.max_gap_seconds,
         )
-        seen = _Seen(start_s, end_s, duration_s, 1 / self.sample_fps)
         for look in self.search(frames):
             frame = look.frame
-            seen.add(frame)
             shown = tracker.update(frame.time_s, look.found(), cut=look.cut)
             if shown:
                 picture = frame.rgb()
@@ -138,7 +146,7 @@ class FaceStage:
                     self._cut_crop(picture, track.sightings[-1])
                     if self.identity is not None:
                         self.identity.look(picture, track.sightings[-1], track)
-        return self._rows(tracker.finish(), seen)
+        return tracker.finish()
 
     def _cut_crop(self, picture: Frame, sighting: Sighting) -> None:
         matrix = crop_matrix(sighting.box, sighting.landmarks, self.crop)

@@ -57,6 +57,10 @@ class Track:
     lost_s: float | None = None
     """When the face was known to be gone."""
 
+    def places(self) -> list[Sighting | BridgedBox]:
+        """Where it was seen and where it must have been, in time order."""
+        return sorted([*self.sightings, *self.bridged], key=lambda place: place.time_s)
+
     def predicted(self, time_s: float) -> NDArray[np.float32]:
         """The box expected at a time: the last one, moved on at its last speed."""
         last = self.sightings[-1]

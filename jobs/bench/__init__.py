@@ -1,0 +1,1 @@
+"""`emolake bench`: each entry measured against a peer in the same run."""

@@ -1,0 +1,46 @@
+"""What a benchmark says, and the clock it uses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """ours and peer in `unit`; ratio says how many times better ours is; least is what it has to
+    reach."""
+
+    name: str
+    ours: float
+    peer: float
+    ratio: float
+    unit: str
+    least: float
+
+    @property
+    def ok(self) -> bool:
+        return self.ratio >= self.least
+
+    def row(self) -> dict[str, Any]:
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return rounded | {"ok": self.ok}
+
+
+def more_is_better(name: str, ours: float, peer: float, unit: str, least: float) -> Measurement:
+    return Measurement(name, ours, peer, ours / max(peer, 1e-9), unit, least)
+
+
+def less_is_better(name: str, ours: float, peer: float, unit: str, least: float) -> Measurement:
+    return Measurement(name, ours, peer, peer / max(ours, 1e-9), unit, least)
+
+
+@contextmanager
+def timed(spent: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the time of a block to `spent[name]`."""
+    started = time.monotonic()
+    yield
+    spent[name] = spent.get(name, 0.0) + time.monotonic() - started
