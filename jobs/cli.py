@@ -55,6 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+def run() -> NoReturn:
+    """The console script: `main`, and the end of the process."""
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        # Ray's threads may be in the middle of anything; taking the interpreter down under them
+        # has crashed it, and a crash is not the exit code that was promised.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _interrupted() -> int:
     print("interrupted; what was committed stays, the same command resumes", file=sys.stderr)
     return EXIT_INTERRUPTED

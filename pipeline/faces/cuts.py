@@ -29,7 +29,7 @@ class CutDetector:
 
 
 def _histogram(frame: Frame) -> NDArray[np.float32]:
-    small = cv2.resize(frame, (96, 54), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(frame, (96, 54), interpolation=cv2.INTER_LINEAR)
     # Blurred counts: a small change of light must not move all pixels to the next bin.
     counts = cv2.calcHist([small], [0, 1, 2], None, [_BINS] * 3, [0, 256] * 3)
     for axis in range(3):

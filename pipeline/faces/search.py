@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -41,6 +41,13 @@ class Look:
     cut: bool
     key: bool
     faces: Detections | None = None
+    _full: Frame | None = field(default=None, repr=False)
+
+    def full(self) -> Frame:
+        """The frame in its own size, rendered once."""
+        if self._full is None:
+            self._full = self.frame.rgb()
+        return self._full
 
     def found(self) -> Detections:
         assert self.faces is not None

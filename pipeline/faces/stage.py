@@ -19,12 +19,13 @@ from pipeline.faces.detector import Detector, Frame
 from pipeline.faces.identity import FaceIdentity, persons
 from pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
-from pipeline.faces.search import FaceSearch
+from pipeline.faces.search import FaceSearch, Look
 from pipeline.faces.tracker import Sighting, Track, Tracker
 from pipeline.faces.windows import track_end, windows_of
 
 _JPEG_QUALITY = 95
 _EPSILON = 1e-6  # seconds
+_ENOUGH = 2.0  # source pixels to a crop's pixel; `cut` averages what is finer
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,21 @@ class FaceStage:
             max_gap_seconds=self.faces.max_gap_seconds,
         )
         for look in self.search(frames):
-            frame = look.frame
-            shown = tracker.update(frame.time_s, look.found(), cut=look.cut)
-            if shown:
-                picture = frame.rgb()
-                for track in shown:
-                    self._cut_crop(picture, track.sightings[-1])
-                    if self.identity is not None:
-                        self.identity.look(picture, track.sightings[-1], track)
+            for track in tracker.update(look.frame.time_s, look.found(), cut=look.cut):
+                self._cut_crop(look, track.sightings[-1])
+                if self.identity is not None:
+                    self.identity.look(look.full(), track.sightings[-1], track)
         return tracker.finish()
 
-    def _cut_crop(self, picture: Frame, sighting: Sighting) -> None:
+    def _cut_crop(self, look: Look, sighting: Sighting) -> None:
         matrix = crop_matrix(sighting.box, sighting.landmarks, self.crop)
-        crop = cut(picture, matrix, self.crop.size)
+        shrunk = look.frame.width / look.picture.shape[1]
+        crop_pixel = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+        if crop_pixel >= _ENOUGH * shrunk:
+            # The frame at detection width shows the face finely enough, and is at hand.
+            crop = cut(look.picture, matrix * (shrunk, shrunk, 1), self.crop.size)
+        else:
+            crop = cut(look.full(), matrix, self.crop.size)
         sighting.crop = encode_crop(crop, self.windows.crop_format)
         points = transform_points(sighting.landmarks, matrix)
         # Pixel centres are whole numbers, so the crop's left edge stands at -0.5.

@@ -343,8 +343,10 @@ def test_an_interrupt_ends_with_130_and_the_next_run_resumes(
     few: Path, emolake: Emolake, tmp_path, how: signal.Signals
 ) -> None:
     output = tmp_path / "out"
+    # Work enough to be interrupted in: every frame, each searched in full.
+    slow = ("--set", "decode.sample_fps=30", "--set", "faces.detect_every_seconds=0")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs", "annotate", str(few), "--output", str(output)],
+        [sys.executable, "-m", "jobs", "annotate", str(few), "--output", str(output), *slow],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -358,7 +360,7 @@ def test_an_interrupt_ends_with_130_and_the_next_run_resumes(
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "resumes" in error
-    done = emolake("annotate", few, "--output", output, "--json")
+    done = emolake("annotate", few, "--output", output, "--json", *slow)
     assert done.returncode == 0, done.stderr
     assert len(read_rows(output, "videos")) == 2
     keys = [(r["uri"], r["track_id"], r["window"]) for r in read_rows(output, "annotations")]
