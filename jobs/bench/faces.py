@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from jobs.bench.clips import loop_clip, resized_clip
@@ -20,6 +21,7 @@ from jobs.bench.truth import Truth, read_truth, true_box
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import Ending, TimedFrame, sampled_frames
 from pipeline.faces.align import CropSpec
+from pipeline.schema import VIDEO_ROW
 
 _DECODE = DecodeConfig()
 _CROP = CropSpec(48)
@@ -129,21 +131,22 @@ def _plain_loop(path: Path, detector: Any) -> int:
 
 def _actors(clips: list[Path]) -> Iterator[Measurement]:
     """Two actors against one, on the larger sizes, and the memory of a child."""
-    clips = sorted(clips, key=lambda path: -path.stat().st_size)
+    largest_first = sorted(clips, key=lambda path: -path.stat().st_size)
+    segments = [_segments_of(path) for path in largest_first]
     actors = [FaceActor(_settings()) for _ in range(2)]
     seconds = 0.0
     for actor in actors:
-        seconds = sum(_faces_of(actor, path) for path in clips)  # once unmeasured
+        seconds = sum(_seen_seconds(actor(rows)) for rows in segments)  # once unmeasured
     peak = max(_peak_mb(actor) for actor in actors)
     started = time.monotonic()
-    for path in clips:
-        _faces_of(actors[0], path)
+    for rows in segments:
+        actors[0](rows)
     one = time.monotonic() - started
-    waiting = list(clips)
+    waiting = list(segments)
 
     def work(actor: FaceActor) -> None:
         while waiting:
-            _faces_of(actor, waiting.pop(0))
+            actor(waiting.pop(0))
 
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
@@ -159,18 +162,18 @@ def _settings() -> FaceSettings:
     return FaceSettings(_DECODE, FacesConfig(), WindowsConfig(), LimitsConfig(), _CROP)
 
 
-def _faces_of(actor: FaceActor, path: Path, segments: list[int] | None = None) -> float:
-    """Seconds of video that an actor looked at."""
-    import pyarrow as pa
-
-    from pipeline.schema import VIDEO_ROW
-
+def _segments_of(path: Path, wanted: list[int] | None = None) -> pa.Table:
+    """Rows of schema.SEGMENT_ROW for all or some segments of a video."""
     told = {"video_id": "v", "uri": str(path), "corpus": "bench", "attempt": 1}
-    video = dict.fromkeys(VIDEO_ROW.names) | told | {"segments": segments}
-    planner = SegmentPlanner(actor.settings)
-    rows = actor(planner(pa.Table.from_pylist([video], VIDEO_ROW))).to_pylist()
+    video = dict.fromkeys(VIDEO_ROW.names) | told | {"segments": wanted}
+    planner = SegmentPlanner(_settings())
+    rows = planner(pa.Table.from_pylist([video], VIDEO_ROW))
     planner.decoder.stop()
-    return sum(row["video_seconds"] for row in rows)
+    return rows
+
+
+def _seen_seconds(rows: pa.Table) -> float:
+    return float(sum(rows["video_seconds"].to_pylist()))
 
 
 def _peak_mb(actor: FaceActor) -> float:
@@ -187,7 +190,7 @@ def _two_hours(clip: Path, scratch: Path) -> Measurement:
         film = scratch / f"{seconds:.0f}_seconds{clip.suffix}"
         loop_clip(clip, film, seconds)
         actor = FaceActor(_settings())
-        _faces_of(actor, film, segments)
+        actor(_segments_of(film, segments))
         peaks.append(_peak_mb(actor))
         actor.decoder.stop()
     return less_is_better("child's peak memory, 2 h video / 10 min", peaks[0], peaks[1], "MB", 0.9)

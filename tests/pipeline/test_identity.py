@@ -7,10 +7,12 @@ import pytest
 
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, sampled_frames
+from pipeline.errors import UserError
 from pipeline.faces.align import CropSpec
 from pipeline.faces.identity import persons
 from pipeline.faces.stage import FaceStage
 from pipeline.faces.tracker import Sighting, Track
+from pipeline.faces.weights import identity_models
 
 NOTHING = np.zeros(0, np.float32)
 
@@ -35,6 +37,12 @@ def test_who_is_seen_at_the_same_time_is_two_people() -> None:
 def test_a_group_is_judged_by_its_mean() -> None:
     chain = [track(2 * k, 2 * k + 1, 0.4 * k, 0) for k in range(4)]
     assert len(set(persons(chain))) > 1
+
+
+def test_missing_packages_are_named_before_any_work(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"emolake\[identity\]"):
+        identity_models()
 
 
 def test_no_tracks_no_persons() -> None:
