@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test chaos lint format docs bench clean
 
 help: ## list these
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ demo: $(INSTALLED) ## make a small corpus, annotate it with the embedded model, 
 
 test: lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest
+
+chaos: $(INSTALLED) ## every fault of tests/chaos, some minutes
+	$(BIN)/python -m pytest tests/chaos --chaos --timeout 1500
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

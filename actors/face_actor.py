@@ -18,12 +18,16 @@ from pipeline.schema import FACES_ROW, SEGMENT_ROW
 from pipeline.segments import failed_segment, failed_video, segment_rows, without_faces
 
 _START_TIMEOUT_S = 120.0
+_STARTS = 3
 _MAX_LONGEST_SEGMENT_S = 3600.0
 
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """What a face actor needs to know; storage_options may be secret."""
+    """What a face actor needs to know; storage_options may be secret.
+
+    device: where the detector runs; network: whether any video lies beyond this machine's files.
+    """
 
     decode: DecodeConfig
     faces: FacesConfig
@@ -32,6 +36,7 @@ class FaceSettings:
     crop: CropSpec
     features: str | None = "onet"
     device: str = "cpu"
+    network: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def message(self) -> bytes:
@@ -45,6 +50,7 @@ class FaceSettings:
                 "crop": asdict(self.crop),
                 "features": self.features,
                 "device": self.device,
+                "network": self.network,
                 "storage_options": self.storage_options,
             }
         ).encode()
@@ -58,14 +64,27 @@ class _Decoder:
         self.child = Child("actors.face_child")
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
-        if self.child.pid is None:
-            self.child.ask(self.settings.message(), _START_TIMEOUT_S)
+        self._start()
         try:
-            return self.child.ask(json.dumps(request).encode(), timeout_s)
+            # Twice the time: its threads may be two, and the clock on the wall decides anyhow.
+            message = json.dumps(request | {"cpu_seconds": 2 * timeout_s})
+            return self.child.ask(message.encode(), timeout_s)
         except ChildTimedOut as error:
             return "timeout", str(error)
         except ChildDied as error:
             return "decoder_crashed", f"the decoding process ended by {error}"
+
+    def _start(self) -> None:
+        """Starts the child if it does not run. One that dies before it has seen a video is no
+        video's fault: it is started again, and after some times the job has to know."""
+        for left in reversed(range(_STARTS)):
+            if self.child.pid is not None:
+                return
+            try:
+                self.child.ask(self.settings.message(), _START_TIMEOUT_S)
+            except ChildDied:
+                if not left:
+                    raise
 
 
 class SegmentPlanner:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,9 +21,9 @@ from jobs.cli import EXIT_TOO_MANY_FAILED, print_json
 from jobs.progress import Progress
 from jobs.setup import Setting, read_setting, read_videos
 from pipeline.corpus import Video
-from pipeline.errors import UserError
+from pipeline.errors import JobFailed, UserError, cannot_write
 from pipeline.lake.commit import RunStamp
-from pipeline.lake.layout import RUNS
+from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.lease import Fence, Lease
 from pipeline.lake.ledger import newest_versions, video_states
 from pipeline.lake.recovery import remove_orphans, remove_stale_rows
@@ -47,10 +48,14 @@ def annotate_command(options: argparse.Namespace) -> int:
     with Progress(0, quiet=options.quiet) as progress:
         try:
             result = _run(setting, run, videos, lease.fence, progress)
+            record = json.dumps(result, indent=2, default=str).encode()
+            write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+        except OSError as error:
+            raise JobFailed(cannot_write(setting.lake.uri, error)) from error
         finally:
             lease.release()
-    record = json.dumps(result, indent=2, default=str).encode()
-    write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+            if sys.exception() is not None:
+                _tidy(setting.lake, run_id)
     if options.json:
         print_json(result)
     else:
@@ -61,6 +66,20 @@ def annotate_command(options: argparse.Namespace) -> int:
         print(f"emolake: {failed} of {tried} videos failed", file=sys.stderr)
         return EXIT_TOO_MANY_FAILED
     return 0
+
+
+def _tidy(lake: Lake, run_id: str) -> None:
+    """Removes what a failed run left half written, unless another run has the output: it does then.
+
+    The new lease comes first. It fences off any write task that still goes on somewhere, so that no
+    commit ends whose data is being removed.
+    """
+    with suppress(UserError, OSError):
+        lease = Lease.acquire(lake, run_id)
+        try:
+            remove_orphans(lake)
+        finally:
+            lease.release()
 
 
 def _run(

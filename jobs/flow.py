@@ -21,9 +21,10 @@ from actors.annotation_actor import AnnotationActor, AnnotationSettings
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from jobs.setup import Setting
 from pipeline.config import ResourcesConfig
+from pipeline.errors import JobFailed, cannot_write
 from pipeline.lake.commit import RunStamp, commit_segments, segment_state
 from pipeline.lake.layout import Lake
-from pipeline.lake.lease import Fence
+from pipeline.lake.lease import Fence, LeaseLost
 from pipeline.planning import Plan
 from pipeline.schema import COMMITTED_ROW
 
@@ -56,7 +57,7 @@ def start_ray(resources: ResourcesConfig) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def pool_sizes(resources: ResourcesConfig) -> tuple[int, int, float]:
@@ -83,7 +84,10 @@ def _default_faces(cpus: int) -> int:
 def annotated(
     plan: Plan, setting: Setting, run: RunStamp, fence: Fence
 ) -> Iterator[dict[str, Any]]:
-    """Runs the job; yields a row of schema.COMMITTED_ROW for each segment as it is committed."""
+    """Runs the job; yields a row of schema.COMMITTED_ROW for each segment as it is committed.
+
+    JobFailed where the output cannot be written any more, or belongs to another run by now.
+    """
     config = setting.config
     faces, annotators, gpus = pool_sizes(config.resources)
     settings = FaceSettings(
@@ -94,6 +98,7 @@ def annotated(
         setting.model.crop,
         setting.model.face_info.source if setting.model.face_info else None,
         "cuda" if config.resources.gpus_per_face_actor else "cpu",
+        any("://" in uri for uri in plan.todo["uri"].to_pylist()),
         dict(setting.storage.options),
     )
     dataset = _videos(plan.todo, faces)
@@ -130,7 +135,10 @@ def annotated(
         batch_format="pyarrow",
         num_cpus=_TASK_CPUS,
     )
-    yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        if row["problem"] is not None:
+            raise JobFailed(row["problem"])
+        yield row
 
 
 def _videos(todo: pa.Table, faces: int) -> Dataset:
@@ -144,10 +152,19 @@ def plan_segments(videos: pa.Table, settings: FaceSettings) -> pa.Table:
 
 
 def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) -> pa.Table:
-    """The write task: commits whole segments, and tells the driver what it committed."""
+    """The write task: commits whole segments, and tells the driver what it committed.
+
+    A problem of the output is told as well, not raised: Ray would wrap it in pages of its own.
+    """
     started = time.monotonic()
     rows = segments.to_pylist()
-    commit_segments(lake, rows, run, fence)
+    problem = None
+    try:
+        commit_segments(lake, rows, run, fence)
+    except LeaseLost as error:
+        problem = str(error)
+    except OSError as error:
+        problem = cannot_write(lake.uri, error)
     share = (time.monotonic() - started) / max(len(rows), 1)
     told = [
         {
@@ -162,6 +179,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "face_seconds": row["face_seconds"],
             "annotate_seconds": row["annotate_seconds"],
             "write_seconds": share,
+            "problem": problem,
         }
         for row in rows
     ]

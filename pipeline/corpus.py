@@ -93,12 +93,25 @@ def _is_video_name(path: str) -> bool:
 
 def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) -> Video:
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return Video(_uri(fs, info["name"]), int(info["size"] or 0), str(version), **extra)
+    uri = _uri(fs, info["name"])
+    if not _is_unicode(uri):
+        # Tables hold UTF-8; the file is named as well as it can be, and failed, not forgotten.
+        named = uri.encode("utf-8", "backslashreplace").decode()
+        return Video(named, None, str(version), missing="not_found", **extra)
+    return Video(uri, int(info["size"] or 0), str(version), **extra)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """Local files by their plain absolute path, all others with their protocol."""
-    return path if is_local(fs) else str(fs.unstrip_protocol(path))
+    """Local files by their plain absolute path without `..`, all others with their protocol."""
+    return posixpath.normpath(path) if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def _manifest(
@@ -127,7 +140,7 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     try:
         fs, path = storage.locate(uri)
         info = fs.info(path)
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, UserError, ValueError):  # ValueError: no name at all for a file
         return Video(uri, None, "", missing="not_found", **extra)
     except OSError:
         return Video(uri, None, "", missing="storage_error", **extra)

@@ -29,6 +29,10 @@ class EmolakeError(Exception):
     """Base of all errors the project raises on purpose."""
 
 
+class JobFailed(EmolakeError):
+    """The job cannot go on; what was committed stays."""
+
+
 class UserError(EmolakeError):
     """The user's mistake: one line that names the thing and the mend. Exit code 2."""
 
@@ -43,3 +47,9 @@ class VideoError(EmolakeError):
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[Reason, str]]:
         return VideoError, (self.reason, self.detail)
+
+
+def cannot_write(output: str, error: OSError) -> str:
+    """One line for an output that stopped taking writes in mid-run."""
+    words = " ".join(str(error).split())[:200]
+    return f"output {output} cannot be written: {words}; mend it, the same command resumes"

@@ -236,6 +236,7 @@ COMMITTED_ROW = pa.schema(
             ("annotate_seconds", pa.float64()),
             ("write_seconds", pa.float64()),
         ),
+        *_maybe(("problem", pa.string())),
     ]
 )
-"""What a write task tells the driver of each segment it committed."""
+"""What a write task tells the driver of each segment it committed, or why it could not."""

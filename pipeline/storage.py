@@ -13,6 +13,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
 
+PARTIAL_SUFFIX = ".partial"
+_S3 = ("s3", "s3a")
+_PATIENT = {"retries": {"mode": "standard", "max_attempts": 8}}
+"""botocore's retries with backoff and jitter, a few more than its own three: a job of a night meets
+an object store at its worst. `--storage-option config_kwargs...` replaces them."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -24,6 +30,8 @@ class Storage:
         """File system and path of a URI; UserError where no file system can be had for it."""
         protocol = fsspec.utils.get_protocol(uri)
         options = {} if protocol in ("file", "local") else dict(self.options)
+        if protocol in _S3:
+            options = {"config_kwargs": _PATIENT} | options
         try:
             return fsspec.core.url_to_fs(uri, **options)
         except (ValueError, ImportError, TypeError) as error:
@@ -39,7 +47,9 @@ def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if is_local(fs):
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
-        aside = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}.partial")
+        aside = os.path.join(
+            folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        )
         try:
             with open(aside, "wb") as stream:
                 stream.write(data)
@@ -55,13 +65,17 @@ def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def create_exclusively(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Writes `path` only if it is not there (S3: If-None-Match); False if it is."""
+    """Writes `path` only if it is not there (S3: If-None-Match); False if it is.
+
+    A write whose answer was lost is sent again and meets itself: what is there is then ours. So
+    `data` has to be unlike anybody else's.
+    """
     if is_local(fs):
         os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
-        return False
+        return bytes(fs.cat_file(path)) == data
     return True
 
 

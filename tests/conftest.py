@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", action="store_true", help="all faults of tests/chaos, not a few")
+
+
 def _shared(name: str) -> Path:
     path = SHARED / name
     if not path.exists():

@@ -51,11 +51,22 @@ def write_commit(
     commit_id: str,
     fence: Callable[[], None],
 ) -> None:
-    """The commit protocol: data files in any order, then the fence, then the ledger file."""
-    for name, table in tables.items():
-        if name != LEDGER and table.num_rows:
-            lake.write_table(lake.data_path(name, corpus, date, commit_id), table)
-    fence()
+    """The commit protocol: data files in any order, then the fence, then the ledger file.
+
+    A writer that fails, or that the fence stops, takes its data files away again: whoever owns the
+    output by then may have ended, and nobody else would.
+    """
+    written = []
+    try:
+        for name, table in tables.items():
+            if name != LEDGER and table.num_rows:
+                written.append(lake.data_path(name, corpus, date, commit_id))
+                lake.write_table(written[-1], table)
+        fence()
+    except Exception:
+        for path in written:
+            lake.remove(path)
+        raise
     lake.write_table(lake.data_path(LEDGER, corpus, date, commit_id), tables[LEDGER])
 
 

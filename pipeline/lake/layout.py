@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline.schema import TABLES
-from pipeline.storage import Storage, write_whole
+from pipeline.storage import PARTIAL_SUFFIX, Storage, is_local, write_whole
 
 DATA_TABLES = ("annotations", "tracks")
 LEDGER = "videos"
@@ -68,6 +68,17 @@ class Lake:
             if match is not None:
                 files.append(DataFile(path=path, **match.groupdict()))
         return sorted(files, key=lambda f: f.path)
+
+    def partial_files(self) -> list[str]:
+        """Files written aside that never got their name."""
+        if not is_local(self.fs):
+            return []
+        return [
+            path
+            for table in TABLES
+            for path in self.fs.find(self.path(table))
+            if path.endswith(PARTIAL_SUFFIX)
+        ]
 
     def write_table(self, path: str, table: pa.Table) -> None:
         """Writes one Parquet file, zstd, that appears whole."""

@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -96,12 +97,14 @@ class Lease:
         return Fence(self.lake, self.number)
 
     def release(self) -> None:
-        """Gives the output back; harmless if the lease was lost."""
+        """Gives the output back; harmless if the lease was lost, or if the output cannot be written
+        any more: a holder that has ended is seen to be dead."""
         self._stop.set()
         self._thread.join(timeout=10)
-        highest, _ = _current(self.lake)
-        if highest == self.number:
-            self._write(replace(self._holder, released=True))
+        with suppress(OSError):
+            highest, _ = _current(self.lake)
+            if highest == self.number:
+                self._write(replace(self._holder, released=True))
 
     def _beat(self) -> None:
         while not self._stop.wait(self._holder.ttl_s / 4):

@@ -13,13 +13,14 @@ from pipeline.lake.ledger import read_ledger
 
 
 def remove_orphans(lake: Lake) -> int:
-    """Deletes data files whose commit has no ledger file. Call it only while no write is in flight."""
+    """Deletes data files whose commit has no ledger file, and what a killed write left half done.
+    Call it only while no write is in flight."""
     data = [file for table in DATA_TABLES for file in lake.files(table)]
     # The ledger is listed after the data, so a commit that ends in between is not taken for dead.
     committed = {file.commit_id for file in lake.files(LEDGER)}
     orphans = [file for file in data if file.commit_id not in committed]
-    for file in orphans:
-        lake.remove(file.path)
+    for path in [*(file.path for file in orphans), *lake.partial_files()]:
+        lake.remove(path)
     return len(orphans)
 
 

@@ -1,5 +1,9 @@
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -125,12 +129,12 @@ def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> Non
     child.ask(hello, 60)
     first = child.pid
     with pytest.raises(ChildDied, match="SIGSEGV"):
-        child.ask(b'{"probe": "segv"}', 20)
+        child.ask(b'{"probe": "segv", "cpu_seconds": 60}', 20)
     assert child.pid is None
     child.ask(hello, 60)
     assert child.pid not in (None, first)
     with pytest.raises(ChildTimedOut):
-        child.ask(b'{"probe": "hang"}', 0.5)
+        child.ask(b'{"probe": "hang", "cpu_seconds": 60}', 0.5)
     assert child.pid is None
 
 
@@ -142,3 +146,33 @@ def test_the_child_ends_with_its_parent() -> None:
     child.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def in_a_process(code: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+
+
+def test_a_child_that_reads_local_files_has_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reach = (
+            f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 5)"
+        )
+        assert in_a_process(reach).returncode == 0
+        left = in_a_process(
+            f"from actors.face_child import _leave_network as leave; leave(); {reach}"
+        )
+    if left.returncode == 0:
+        pytest.skip("this platform lets nobody leave the network")
+    assert b"Network is unreachable" in left.stderr
+
+
+def test_a_child_has_only_so_much_processor_time() -> None:
+    spin = "from actors.face_child import _limit_cpu as limit; limit(1)\nwhile True: pass"
+    assert in_a_process(spin).returncode == -signal.SIGXCPU
+
+
+def test_a_child_that_cannot_start_fails_the_job_and_not_the_videos(demo_videos) -> None:
+    planner = SegmentPlanner(settings())
+    planner.decoder.module = "actors.no_such_module"
+    with pytest.raises(ChildDied):
+        planner(videos(demo_videos / "portrait.mp4"))

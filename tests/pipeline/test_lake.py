@@ -83,10 +83,20 @@ def test_what_dies_before_the_ledger_is_an_orphan_and_is_removed(tmp_path) -> No
 
     with pytest.raises(LeaseLost):
         commit_segments(lake, [segment("b")], RUN, lost)
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)], "who is stopped cleans up"
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        commit_segments(lake, [segment("b")], RUN, killed)
     assert ("b", 0, 0) in glob_keys(lake)
     assert "b" not in video_states(read_ledger(lake).live)
+    aside = Path(lake.root) / "tracks" / "corpus=c" / ".half.parquet.0.partial"
+    aside.write_bytes(b"PAR1")
     assert remove_orphans(lake) == 2
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
+    assert not aside.exists()
     assert remove_orphans(lake) == 0
 
 

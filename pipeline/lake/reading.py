@@ -1,0 +1,79 @@
+"""Reading an output right, also while a run goes on: what the ledger says counts, and nothing else.
+
+Between runs a plain glob shows the same rows; these functions are for readers who cannot wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.lake.layout import LEDGER, Lake
+from pipeline.lake.ledger import read_ledger
+from pipeline.schema import ANNOTATIONS, TABLES, TRACKS, VIDEOS
+from pipeline.storage import Storage
+
+_PARTITIONS = ("corpus", "date")
+
+
+def read_annotations(
+    output: str, storage_options: Mapping[str, Any] | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """One row per face track and window (schema.ANNOTATIONS, then corpus and date).
+
+    columns: those wanted, all by default. UserError where `output` is no output of emolake.
+    """
+    return _read(output, storage_options, "annotations", columns)
+
+
+def read_tracks(
+    output: str, storage_options: Mapping[str, Any] | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """One row per face track (schema.TRACKS, then corpus and date)."""
+    return _read(output, storage_options, "tracks", columns)
+
+
+def read_videos(
+    output: str, storage_options: Mapping[str, Any] | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """One row per segment, the newest that counts (schema.VIDEOS, then corpus and date)."""
+    return _read(output, storage_options, LEDGER, columns)
+
+
+def _read(
+    output: str, options: Mapping[str, Any] | None, name: str, columns: list[str] | None
+) -> pa.Table:
+    lake = Lake.at(output, Storage(options or {}))
+    wanted = columns or [*TABLES[name].names, *_PARTITIONS]
+    unknown = set(wanted) - {*TABLES[name].names, *_PARTITIONS}
+    if unknown:
+        raise UserError(f"{name} has no column {sorted(unknown)[0]!r}")
+    live = read_ledger(lake).live
+    if not live.num_rows:
+        raise UserError(f"{output} holds no run of emolake")
+    if name == LEDGER:
+        return live.select(wanted)
+    keys = live.select(["commit_id", "video_id", "segment"])
+    counts = {tuple(row.values()) for row in keys.to_pylist()}
+    commits = {commit for commit, _, _ in counts}
+    parts = []
+    for file in lake.files(name):
+        if file.commit_id not in commits:
+            continue
+        table = lake.read_table(file)
+        pairs = zip(table["video_id"].to_pylist(), table["segment"].to_pylist(), strict=True)
+        mask = pa.array([(file.commit_id, *pair) in counts for pair in pairs], pa.bool_())
+        table = table.filter(mask)
+        for partition in _PARTITIONS:
+            told = pa.array([getattr(file, partition)] * table.num_rows, pa.string())
+            table = table.append_column(partition, told)
+        parts.append(table.select(wanted))
+    return pa.concat_tables(parts) if parts else _empty(name).select(wanted)
+
+
+def _empty(name: str) -> pa.Table:
+    schema = {"annotations": ANNOTATIONS, "tracks": TRACKS, LEDGER: VIDEOS}[name]
+    return pa.schema([*schema, *(pa.field(p, pa.string()) for p in _PARTITIONS)]).empty_table()
