@@ -10,6 +10,14 @@ import pytest
 from tests.chaos.harness import Runs, make_segments
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--chaos"):
+        skip = pytest.mark.skip(reason="one of the long faults; run `make chaos`")
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(skip)
+
+
 @dataclass(frozen=True)
 class Amount:
     """Counts of a test: few in the suite, all with --chaos."""

@@ -44,12 +44,11 @@ VICTIMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", VICTIMS)
 def test_workers_killed_at_random_moments(
     segments: Path, undisturbed: Path, tmp_path: Path, amount: Amount, who: str
 ) -> None:
-    if who != "face child" and not amount.whole:
-        pytest.skip("one kind of worker is enough here; --chaos kills them all")
     runs = Runs(segments, tmp_path / "output")
     name = VICTIMS[who]
     killed = list(

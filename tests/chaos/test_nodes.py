@@ -9,11 +9,8 @@ from ray.cluster_utils import Cluster
 from tests.chaos.harness import SETTINGS, Runs, assert_promise
 
 
-def test_a_lost_node_costs_no_row(
-    segments: Path, undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if not request.config.getoption("--chaos"):
-        pytest.skip("three nodes on one machine take a minute; run with --chaos")
+@pytest.mark.long
+def test_a_lost_node_costs_no_row(segments: Path, undisturbed: Path, tmp_path: Path) -> None:
     memory = 150 * 1024 * 1024
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": memory}

@@ -7,11 +7,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from pipeline.lake.reading import read_annotations, read_videos
 from tests.chaos.conftest import Amount
 from tests.chaos.harness import SETTINGS, Runs, assert_promise
 
 
+@pytest.mark.long
 def test_a_reader_of_the_ledger_sees_each_segment_once_old_or_new(
     segments: Path, undisturbed: Path, tmp_path: Path, amount: Amount
 ) -> None:

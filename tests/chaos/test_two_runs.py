@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.harness import Runs, assert_promise
 from tests.conftest import read_rows
 
@@ -39,6 +41,7 @@ def test_the_second_of_two_runs_stops_at_once_and_says_why(
     assert_promise(runs.output, undisturbed)
 
 
+@pytest.mark.long
 def test_a_paused_holder_that_wakes_up_commits_nothing(
     segments: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
