@@ -33,8 +33,8 @@ format: $(INSTALLED) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## write docs/configuration.md anew
-	$(BIN)/python -m jobs.docs docs/configuration.md
+docs: $(INSTALLED) ## write docs/configuration.md and docs/cli.md anew
+	$(BIN)/python -m jobs.docs docs
 
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
 	$(BIN)/emolake bench faces

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         command = importlib.import_module(f"jobs.{options.module}")
         code: int = getattr(command, options.function)(options)
         sys.stdout.flush()
@@ -88,7 +88,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="emolake", description="Annotate video archives with facial emotions.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _plan(commands)
     _status(commands)
     _report(commands)
+    _export(commands)
     _models(commands)
     _evaluate(commands)
     _tune(commands)
@@ -187,6 +188,28 @@ def _report(commands: Any) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
     parser.add_argument(
         "--html", type=Path, default=Path("report.html"), metavar="FILE", help="page to write"
+    )
+    _storage_option(parser)
+    _json_option(parser)
+
+
+def _export(commands: Any) -> None:
+    parser = _add(
+        commands, "export", "export:export_command",
+        "one annotated video to watch, or for annotation tools",
+        "emolake export out/ interview.mp4 --video drawn.mp4 --elan interview.eaf",
+    )  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    parser.add_argument("name", metavar="VIDEO", help="uri, file name, or start of a video_id")
+    for option, what in {
+        "--video": "the video with boxes, tracks and emotions drawn in, sound kept",
+        "--csv": "a row a window",
+        "--elan": "tiers for ELAN (.eaf)",
+        "--vtt": "WebVTT cues",
+    }.items():
+        parser.add_argument(option, type=Path, metavar="FILE", help=what)
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="a drawn still at the middle of each window"
     )
     _storage_option(parser)
     _json_option(parser)

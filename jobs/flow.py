@@ -48,6 +48,7 @@ def start_ray(resources: ResourcesConfig) -> None:
         faces = resources.face_actors or _default_faces(_cores())
         annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
         ray.init(
+            address="local",  # and not whatever cluster happens to run on this machine
             num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
             object_store_memory=resources.object_store_mb * 1024 * 1024,
             include_dashboard=False,

@@ -110,7 +110,17 @@ class Progress:
             f"{tally.elapsed:6.0f} s  videos {len(tally.videos)}/{self.total}  "
             f"segments {tally.segments}  failed {tally.states['failed']}  "
             f"faces {tally.tracks}  windows {tally.windows}  {rate:.1f} video-seconds/s"
+            f"{self._left()}"
         )
+
+    def _left(self) -> str:
+        """How long the rest will take if it goes on like this; nothing while too little is known."""
+        done = len(self.tally.videos)
+        if not done or done >= self.total or self.tally.elapsed < _LINE_EVERY_S:
+            return ""
+        seconds = self.tally.elapsed / done * (self.total - done)
+        hours, rest = divmod(round(seconds), 3600)
+        return f"  about {hours}:{rest // 60:02}:{rest % 60:02} left"
 
     def _table(self) -> Group:
         tally = self.tally

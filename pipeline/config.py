@@ -77,6 +77,10 @@ class FacesConfig(_Part):
         description="group the tracks of a video by person (column person_id); the video is then "
         "not split into segments; needs emolake[identity]",
     )
+    store_thumbnails: bool = Field(
+        False, description="keep a small picture of each track's face in the tracks table"
+    )
+    blur_thumbnails: bool = Field(True, description="blur those pictures beyond recognition")
     cut_threshold: float = Field(
         0.5, gt=0, le=1, description="colour-histogram distance of two frames that makes a cut"
     )

@@ -81,7 +81,7 @@ class Ending:
 
 def probe(source: Source) -> VideoInfo:
     """Reads the header. VideoError: not_a_video, truncated, no_video_stream, decode_error."""
-    with _opened(source) as (container, stream):
+    with open_video(source) as (container, stream):
         duration = _duration(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -132,12 +132,12 @@ def sampled_frames(
 def _pyav_frames(
     source: Source, config: DecodeConfig, start_s: float, end_s: float, ending: Ending
 ) -> Iterator[TimedFrame]:
-    with _opened(source, config.hwaccel) as (container, stream):
+    with open_video(source, config.hwaccel) as (container, stream):
         context = stream.codec_context
         _check_size(context.width, context.height, config.max_pixels)
         context.thread_count = config.threads
         context.thread_type = "AUTO"
-        origin = _origin(container)
+        origin = clock_start(container)
         duration = _duration(container, stream)
         if start_s > 0 and stream.time_base:
             _seek(container, stream, start_s + origin)
@@ -281,6 +281,11 @@ def _timed(frame: VideoFrame, time_s: float) -> TimedFrame:
     return TimedFrame(time_s, *size, render)
 
 
+def upright(frame: VideoFrame) -> Frame:
+    """The whole frame, (H, W, 3) uint8 RGB, turned as its display matrix says."""
+    return _timed(frame, 0.0).rgb()
+
+
 def _scaled(frame: VideoFrame, width: int, height: int) -> Frame:
     scaled = frame.reformat(width, height, format="rgb24", interpolation="AREA")
     return np.asarray(scaled.to_ndarray(), np.uint8)
@@ -295,8 +300,8 @@ def _decord_frames(
         raise VideoError("decode_error", "decord is not installed; pip install decord2") from None
     info = probe(source)
     _check_size(info.width, info.height, config.max_pixels)
-    with _opened(source) as (container, _):
-        origin = _origin(container)
+    with open_video(source) as (container, _):
+        origin = clock_start(container)
     if not isinstance(source, str):
         source.seek(0)
     try:
@@ -330,8 +335,11 @@ def _from_array(upright: Frame, time_s: float) -> TimedFrame:
 
 
 @contextmanager
-def _opened(source: Source, hwaccel: str | None = None) -> Iterator[tuple[Any, VideoStream]]:
-    """The container and its video stream; cover art and attached pictures are no video."""
+def open_video(source: Source, hwaccel: str | None = None) -> Iterator[tuple[Any, VideoStream]]:
+    """The container and its video stream; cover art and attached pictures are no video.
+
+    VideoError: not_found, not_a_video, truncated, no_video_stream, decode_error.
+    """
     try:
         container = _container(source, hwaccel)
     except (InvalidDataError, AvEOFError) as error:
@@ -372,14 +380,14 @@ def _is_picture(stream: VideoStream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _origin(container: Any) -> float:
+def clock_start(container: Any) -> float:
     """Time of the file's start in its own clock, seconds (MPEG-TS starts anywhere)."""
     return float(container.start_time or 0) / av.time_base
 
 
 def _duration(container: Any, stream: VideoStream) -> float | None:
     if stream.duration and stream.time_base:
-        start = float((stream.start_time or 0) * stream.time_base) - _origin(container)
+        start = float((stream.start_time or 0) * stream.time_base) - clock_start(container)
         return float(stream.duration * stream.time_base) + max(start, 0.0)
     if container.duration:
         return float(Fraction(container.duration, av.time_base))

@@ -14,6 +14,16 @@ _box = pa.struct(
     [("x1", pa.float32()), ("y1", pa.float32()), ("x2", pa.float32()), ("y2", pa.float32())]
 )
 _scores = pa.map_(pa.string(), pa.float32())
+_path = pa.list_(
+    pa.struct(
+        [
+            ("time_s", pa.float64()),
+            *((name, pa.float32()) for name in ("x1", "y1", "x2", "y2")),
+            ("interpolated", pa.bool_()),
+        ]
+    )
+)
+"""Where a face was in each sampled frame; interpolated: not found there, but bridged."""
 
 
 def _columns(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
@@ -77,12 +87,18 @@ TRACKS = pa.schema(
             ("run_id", pa.string()),
             ("schema_version", pa.int32()),
         ),
-        *_maybe(("n_interpolated", pa.int32()), ("person_id", pa.int32())),
+        *_maybe(
+            ("n_interpolated", pa.int32()),
+            ("person_id", pa.int32()),
+            ("path", _path),
+            ("thumbnail", pa.binary()),
+        ),
     ]
 )
 """Beyond the contract, here and in annotations: `n_interpolated`, sampled frames within the span in
 which the face was not found and its box is bridged (the model never sees those); `person_id`, tracks
-of one video that show one person, where the user asked for it."""
+of one video that show one person, where the user asked for it. `path`: the box in each sampled frame.
+`thumbnail`: a JPEG of the face, where the user asked for it."""
 
 VIDEOS = pa.schema(
     [
@@ -161,6 +177,8 @@ _track = pa.struct(
         ("mean_score", pa.float32()),
         ("mean_box", _box),
         ("person_id", pa.int32()),
+        ("path", _path),
+        ("thumbnail", pa.binary()),
     ]
 )
 

@@ -88,6 +88,17 @@ def emolake() -> Emolake:
     return run
 
 
+@pytest.fixture(scope="session")
+def demo_output(
+    demo_videos: Path, emolake: Emolake, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The demo's corpus, annotated; to be read and not written."""
+    output = tmp_path_factory.mktemp("annotated") / "out"
+    done = emolake("annotate", demo_videos, "--output", output, "--quiet")
+    assert done.returncode == 0, done.stderr
+    return output
+
+
 class S3:
     """A real S3 server process on a free port, with one bucket."""
 

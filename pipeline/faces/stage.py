@@ -20,10 +20,11 @@ from pipeline.faces.identity import FaceIdentity, persons
 from pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
 from pipeline.faces.search import FaceSearch, Look
-from pipeline.faces.tracker import Sighting, Track, Tracker
+from pipeline.faces.tracker import BridgedBox, Sighting, Track, Tracker
 from pipeline.faces.windows import track_end, windows_of
 
 _JPEG_QUALITY = 95
+_THUMBNAIL = 64  # pixels
 _EPSILON = 1e-6  # seconds
 _ENOUGH = 2.0  # source pixels to a crop's pixel; `cut` averages what is finer
 
@@ -177,6 +178,8 @@ class FaceStage:
                     "mean_score": float(np.mean([s.score for s in track.sightings])),
                     "mean_box": _fractions(boxes.mean(0), seen.size),
                     "person_id": person,
+                    "path": _path(track, seen.size),
+                    "thumbnail": self._thumbnail(track),
                 }
             )
             for window in windows_of(track, start, end, self.windows):
@@ -195,6 +198,16 @@ class FaceStage:
                 )
         dropped = len(tracks) - len(kept)
         return SegmentFaces(track_rows, window_rows, dropped, seen.frames, seen.span_s)
+
+    def _thumbnail(self, track: Track) -> bytes | None:
+        """The surest sighting's crop as JPEG, blurred unless the user wants to see it."""
+        if not self.faces.store_thumbnails:
+            return None
+        best = max(track.sightings, key=lambda sighting: sighting.score)
+        picture = cv2.resize(decode_crop(best.crop), (_THUMBNAIL, _THUMBNAIL))
+        if self.faces.blur_thumbnails:
+            picture = cv2.GaussianBlur(picture, (0, 0), _THUMBNAIL / 8)
+        return encode_crop(np.asarray(picture, np.uint8), "jpeg")
 
     def _lasts(self, track: Track, seen: _Seen) -> bool:
         """Whether a track is long enough to keep. One at a segment boundary may go on beyond it, and
@@ -231,6 +244,14 @@ def decode_crop(data: bytes) -> Frame:
     if picture is None:
         raise ValueError("not an encoded crop")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _path(track: Track, size: tuple[int, int]) -> list[dict[str, Any]]:
+    return [
+        {"time_s": place.time_s, "interpolated": isinstance(place, BridgedBox)}
+        | _fractions(place.box, size)
+        for place in track.places()
+    ]
 
 
 def _fractions(box: NDArray[np.float32], size: tuple[int, int]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.lake.layout import LEDGER, Lake
 from pipeline.lake.ledger import read_ledger
-from pipeline.schema import ANNOTATIONS, TABLES, TRACKS, VIDEOS
+from pipeline.schema import TABLES
 from pipeline.storage import Storage
 
 _PARTITIONS = ("corpus", "date")
@@ -47,19 +47,27 @@ def _read(
     output: str, options: Mapping[str, Any] | None, name: str, columns: list[str] | None
 ) -> pa.Table:
     lake = Lake.at(output, Storage(options or {}))
-    wanted = columns or [*TABLES[name].names, *_PARTITIONS]
-    unknown = set(wanted) - {*TABLES[name].names, *_PARTITIONS}
+    unknown = set(columns or []) - {*TABLES[name].names, *_PARTITIONS}
     if unknown:
         raise UserError(f"{name} has no column {sorted(unknown)[0]!r}")
+    try:
+        if not lake.files(LEDGER):
+            raise UserError(f"{output} holds no run; name the --output of an annotate")
+        return live_rows(lake, name, columns)
+    except OSError as error:
+        raise UserError(f"{output} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a table that count by the ledger, with the partition columns corpus and date."""
+    wanted = columns or [*TABLES[name].names, *_PARTITIONS]
     live = read_ledger(lake).live
-    if not live.num_rows:
-        raise UserError(f"{output} holds no run of emolake")
     if name == LEDGER:
         return live.select(wanted)
-    keys = live.select(["commit_id", "video_id", "segment"])
-    counts = {tuple(row.values()) for row in keys.to_pylist()}
+    keys = live.select(["commit_id", "video_id", "segment"]).to_pylist()
+    counts = {tuple(row.values()) for row in keys}
     commits = {commit for commit, _, _ in counts}
-    parts = []
+    parts = [_empty(name).select(wanted)]
     for file in lake.files(name):
         if file.commit_id not in commits:
             continue
@@ -71,9 +79,10 @@ def _read(
             told = pa.array([getattr(file, partition)] * table.num_rows, pa.string())
             table = table.append_column(partition, told)
         parts.append(table.select(wanted))
-    return pa.concat_tables(parts) if parts else _empty(name).select(wanted)
+    return pa.concat_tables(parts)
 
 
 def _empty(name: str) -> pa.Table:
-    schema = {"annotations": ANNOTATIONS, "tracks": TRACKS, LEDGER: VIDEOS}[name]
-    return pa.schema([*schema, *(pa.field(p, pa.string()) for p in _PARTITIONS)]).empty_table()
+    return pa.schema(
+        [*TABLES[name], *(pa.field(p, pa.string()) for p in _PARTITIONS)]
+    ).empty_table()

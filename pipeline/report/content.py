@@ -7,11 +7,10 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.lake.commit import time_weighted_scores
 from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from pipeline.lake.reading import live_rows
 
 _COLUMNS = [
     "video_id",
@@ -90,7 +89,7 @@ def read_report(lake: Lake) -> Report:
     seconds: dict[str, float] = {}
     windows = 0
     weighed: dict[str, list[dict[str, Any]]] = {}
-    for row in _annotations(lake, set(ledger["commit_id"].to_pylist())):
+    for row in _annotations(lake):
         video = videos.get(row["video_id"])
         if video is None:
             continue
@@ -123,10 +122,9 @@ def read_report(lake: Lake) -> Report:
     )
 
 
-def _annotations(lake: Lake, commits: set[str]) -> list[dict[str, Any]]:
-    files = [file for file in lake.files("annotations") if file.commit_id in commits]
-    tables = [lake.read_table(file, _COLUMNS) for file in files]
-    return pa.concat_tables(tables).to_pylist() if tables else []
+def _annotations(lake: Lake) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = live_rows(lake, "annotations", _COLUMNS).to_pylist()
+    return rows
 
 
 def _failures(videos: list[VideoReport]) -> list[tuple[str, int, list[str]]]:

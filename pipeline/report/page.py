@@ -7,20 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from pipeline.palette import PALETTE, colour
 from pipeline.report.content import MOST_TIMELINES, Report, Span, VideoReport
 
-# Okabe and Ito's colours, told apart with every common kind of colour blindness.
-PALETTE = {
-    "anger": "#D55E00",
-    "disgust": "#009E73",
-    "fear": "#CC79A7",
-    "happiness": "#E69F00",
-    "neutral": "#8C8C8C",
-    "sadness": "#0072B2",
-    "surprise": "#56B4E9",
-    "contempt": "#B8A800",
-}
-_OTHER = "#5B5B5B"
 _WIDTH, _LANE, _GAP = 1000, 26, 6
 
 
@@ -32,10 +21,6 @@ def render(report: Report) -> str:
     )
     template = environment.get_template("page.html.j2")
     return template.render(report=report, shown=report.videos[:MOST_TIMELINES], palette=PALETTE)
-
-
-def colour(emotion: str) -> str:
-    return PALETTE.get(emotion, _OTHER)
 
 
 def clock(seconds: float) -> str:

@@ -38,7 +38,7 @@ def segment(
     ]  # fmt: skip
     track = {
         "track_id": 0, "start_s": 0.0, "end_s": 4.0, "n_detections": 9, "mean_score": 0.9,
-        "mean_box": BOX, "n_interpolated": 1, "person_id": None,
+        "mean_box": BOX, "n_interpolated": 1, "person_id": None, "path": [], "thumbnail": None,
     }  # fmt: skip
     row = {
         "video_id": video, "uri": f"/v/{video.split('@')[0]}.mp4", "size": 10, "corpus": "c",
