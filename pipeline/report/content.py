@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import posixpath
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class VideoReport:
     duration_s: float
     lanes: dict[tuple[int, int], list[Span]] = field(default_factory=dict)
     dominant: str | None = None
+    thumbnails: list[str] = field(default_factory=list)
+    """JPEGs in base64, one a track, where the user stored them."""
 
     @property
     def name(self) -> str:
@@ -102,6 +105,10 @@ def read_report(lake: Lake) -> Report:
         seconds[span.emotion] = seconds.get(span.emotion, 0.0) + span.end_s - span.start_s
         windows += 1
         weighed.setdefault(row["video_id"], []).append(row)
+    for row in live_rows(lake, "tracks", ["video_id", "thumbnail"]).to_pylist():
+        if row["thumbnail"] is not None and row["video_id"] in videos:
+            picture = base64.b64encode(row["thumbnail"]).decode()
+            videos[row["video_id"]].thumbnails.append(picture)
     for video_id, rows in weighed.items():
         scores = time_weighted_scores(rows)
         videos[video_id].dominant = max(scores, key=lambda label: scores[label])

@@ -2,13 +2,17 @@ import contextlib
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from jobs.cli import main
 from pipeline.lake.commit import commit_segments
+from tests.conftest import read_rows
 from tests.pipeline.test_lake import RUN, lake_at, no_fence, segment
 
 
 def made(tmp_path: Path) -> str:
-    lake = lake_at(tmp_path / "out")
+    lake = lake_at(tmp_path / "made")
     hostile = segment("h") | {"uri": "/v/<script>alert(1)</script>.mp4"}
     failed = segment(
         "f", windows=0, failed=True, reason="timeout", detail="no answer <b>in time</b>"
@@ -23,7 +27,7 @@ def made(tmp_path: Path) -> str:
     with contextlib.suppress(KeyboardInterrupt):
         commit_segments(lake, stray, RUN, lost)
     html = tmp_path / "report.html"
-    assert main(["report", str(tmp_path / "out"), "--html", str(html)]) == 0
+    assert main(["report", str(tmp_path / "made"), "--html", str(html)]) == 0
     return html.read_text()
 
 
@@ -46,3 +50,17 @@ def test_names_and_details_cannot_become_markup(tmp_path) -> None:
 def test_an_output_without_runs_is_told_so(tmp_path, capsys) -> None:
     assert main(["report", str(tmp_path), "--html", str(tmp_path / "r.html")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_stored_face_is_shown_and_no_other(clips, emolake, tmp_path) -> None:
+    arguments = ("annotate", clips / "single_face.mp4", "--output", tmp_path / "out", "--quiet")
+    done = emolake(*arguments, "--set", "faces.store_thumbnails=true")
+    assert done.returncode == 0, done.stderr
+    (track,) = read_rows(tmp_path / "out", "tracks")
+    picture = cv2.imdecode(np.frombuffer(track["thumbnail"], np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (64, 64, 3)
+    assert cv2.Laplacian(picture, cv2.CV_64F).var() < 30, "blurred unless asked otherwise"
+    html = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "out"), "--html", str(html)]) == 0
+    assert html.read_text().count('<img src="data:image/jpeg;base64,') == 1
+    assert "<img" not in made(tmp_path)
