@@ -10,6 +10,7 @@ from pipeline.decode import VideoInfo, segment_spans
 from pipeline.errors import Reason
 
 _CARRIED = ("video_id", "uri", "size", "corpus", "attempt", "age", "gender", "race")
+_LEAST_BYTES_A_SECOND = 16  # a still picture at one frame a second takes more
 _UNKNOWN = {"duration_s": None, "fps": None, "width": None, "height": None, "codec": None}
 
 
@@ -18,9 +19,11 @@ def segment_rows(
 ) -> list[dict[str, Any]]:
     """Rows of schema.SEGMENT_ROW for the wanted segments of a row of schema.VIDEO_ROW.
 
-    whole: all of the video as one segment.
+    whole: all of the video as one segment. So is one whose header promises more time than its bytes
+    can hold: a damaged header may promise a century, and that is a million segments.
     """
-    spans = segment_spans(None if whole else info.duration_s, config)
+    length = None if whole or not _believable(info.duration_s, video["size"]) else info.duration_s
+    spans = segment_spans(length, config)
     known = {
         "duration_s": info.duration_s,
         "fps": info.fps,
@@ -44,6 +47,10 @@ def segment_rows(
         for k, (start, end) in enumerate(spans)
         if wanted is None or k in wanted
     ]
+
+
+def _believable(duration_s: float | None, size: int | None) -> bool:
+    return duration_s is None or size is None or duration_s * _LEAST_BYTES_A_SECOND <= size
 
 
 def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:

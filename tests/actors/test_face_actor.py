@@ -14,8 +14,10 @@ import pytest
 from actors.child import Child, ChildDied, ChildTimedOut
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from pipeline.decode import VideoInfo
 from pipeline.faces.align import CropSpec
 from pipeline.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
+from pipeline.segments import segment_rows
 
 POISON = "tests.actors.poison_child"
 
@@ -29,7 +31,7 @@ def settings(**limits: Any) -> FaceSettings:
 def videos(*paths: Path, **changes: Any) -> pa.Table:
     rows = [
         {
-            "video_id": path.stem, "uri": str(path), "size": 1, "corpus": "c", "attempt": 1,
+            "video_id": path.stem, "uri": str(path), "size": None, "corpus": "c", "attempt": 1,
             "segments": None, "age": None, "gender": None, "race": None, "missing": None,
         } | changes
         for path in paths
@@ -121,6 +123,15 @@ def test_a_long_video_becomes_segments(demo_videos) -> None:
     ]  # fmt: skip
     wanted = videos(demo_videos / "portrait.mp4", segments=[1])
     assert [r["segment"] for r in run(SegmentPlanner(short), wanted)] == [1]
+
+
+def test_a_header_that_promises_a_century_is_not_believed() -> None:
+    video = dict.fromkeys(VIDEO_ROW.names) | {"size": 100_000, "segments": None}
+    century = VideoInfo(3e9, 25.0, 64, 48, "h264")
+    (row,) = segment_rows(video, century, DecodeConfig())
+    assert row["n_segments"] == 1
+    hour = VideoInfo(3600.0, 25.0, 64, 48, "h264")
+    assert len(segment_rows(video, hour, DecodeConfig())) == 12
 
 
 def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> None:
