@@ -11,6 +11,7 @@ from pipeline.palette import PALETTE, colour
 from pipeline.report.content import MOST_TIMELINES, Report, Span, VideoReport
 
 _WIDTH, _LANE, _GAP = 1000, 26, 6
+_PER_PAGE = 50
 
 
 def render(report: Report) -> str:
@@ -20,7 +21,8 @@ def render(report: Report) -> str:
         colour=colour, bars=bars, lane_height=_LANE + _GAP, width=_WIDTH, clock=clock
     )
     template = environment.get_template("page.html.j2")
-    return template.render(report=report, shown=report.videos[:MOST_TIMELINES], palette=PALETTE)
+    shown = report.videos[:MOST_TIMELINES]
+    return template.render(report=report, shown=shown, palette=PALETTE, per_page=_PER_PAGE)
 
 
 def clock(seconds: float) -> str:
