@@ -40,6 +40,7 @@ bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
 	$(BIN)/emolake bench faces
 	$(BIN)/emolake bench annotate
 	$(BIN)/emolake bench pipeline
+	$(BIN)/emolake bench plan
 
 clean: ## remove what was built
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -97,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     _status(commands)
     _report(commands)
     _export(commands)
+    _compact(commands)
     _models(commands)
     _evaluate(commands)
     _tune(commands)
@@ -215,6 +216,20 @@ def _export(commands: Any) -> None:
     _json_option(parser)
 
 
+def _compact(commands: Any) -> None:
+    parser = _add(
+        commands, "compact", "compact:compact_command",
+        "merge small files into large ones; safe to kill, refused while a run has the output",
+        "emolake compact s3://lake/emotions",
+    )  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    parser.add_argument(
+        "--target-mb", type=int, default=256, metavar="MB", help="size of a file to aim at"
+    )
+    _storage_option(parser)
+    _json_option(parser)
+
+
 def _models(commands: Any) -> None:
     models = commands.add_parser("models", help="list, show and verify models")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -277,7 +292,9 @@ def _bench(commands: Any) -> None:
         "measure against a peer in the same run (docs/benchmarks.md)",
         "emolake bench faces --clips clips/ --json",
     )  # fmt: skip
-    parser.add_argument("name", choices=("faces", "annotate", "pipeline"), help="what to measure")
+    parser.add_argument(
+        "name", choices=("faces", "annotate", "pipeline", "plan"), help="what to measure"
+    )
     parser.add_argument(
         "--clips", type=Path, metavar="DIR", help="folder of videos (default: the demo's)"
     )

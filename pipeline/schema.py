@@ -130,6 +130,12 @@ VIDEOS = pa.schema(
 """The ledger. Beyond the contract: `attempt`, how often a segment was tried; `config_hash`, under
 which configuration it was done; `n_dropped_tracks`, faces seen for too short a time to keep."""
 
+
+def sort_keys(schema: pa.Schema) -> list[str]:
+    """The columns that a table's files are sorted by."""
+    return [k for k in ("video_id", "segment", "track_id", "window") if k in schema.names]
+
+
 TABLES = {"annotations": ANNOTATIONS, "tracks": TRACKS, "videos": VIDEOS}
 
 VIDEO_ROW = pa.schema(

@@ -16,12 +16,14 @@ from jobs.bench.clips import good_clips
 from jobs.bench.faces import bench_faces
 from jobs.bench.measurement import Measurement
 from jobs.bench.pipeline import bench_pipeline
+from jobs.bench.plan import bench_plan
 from jobs.cli import print_json
 
 _BENCHES: dict[str, Callable[[list[Path], Path, Namespace], Iterator[Measurement]]] = {
     "faces": bench_faces,
     "annotate": bench_annotate,
     "pipeline": bench_pipeline,
+    "plan": bench_plan,
 }
 
 

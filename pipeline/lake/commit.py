@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.lake.layout import LEDGER, Lake, new_commit_id
-from pipeline.schema import ANNOTATIONS, SCHEMA_VERSION, TRACKS, VIDEOS
+from pipeline.schema import ANNOTATIONS, SCHEMA_VERSION, TRACKS, VIDEOS, sort_keys
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def write_commit(
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    keys = [k for k in ("video_id", "segment", "track_id", "window") if k in schema.names]
+    keys = sort_keys(schema)
     rows.sort(key=lambda row: tuple(row[k] for k in keys))
     return pa.Table.from_pylist(rows, schema)
 

@@ -17,6 +17,11 @@ from pipeline.schema import TABLES
 from pipeline.storage import Storage
 
 _PARTITIONS = ("corpus", "date")
+_TRIES = 5
+
+
+class FilesChanged(Exception):
+    """Files went between the reading of the ledger and of what it names."""
 
 
 def read_annotations(
@@ -54,6 +59,8 @@ def _read(
         if not lake.files(LEDGER):
             raise UserError(f"{output} holds no run; name the --output of an annotate")
         return live_rows(lake, name, columns)
+    except FilesChanged:
+        raise UserError(f"{output} is being rewritten all the time; try again later") from None
     except OSError as error:
         raise UserError(f"{output} cannot be read: {' '.join(str(error).split())}") from None
 
@@ -61,16 +68,29 @@ def _read(
 def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a table that count by the ledger, with the partition columns corpus and date."""
     wanted = columns or [*TABLES[name].names, *_PARTITIONS]
+    for left in reversed(range(_TRIES)):
+        try:
+            return _consistent(lake, name, wanted)
+        except (FilesChanged, FileNotFoundError) as error:
+            if not left:
+                raise FilesChanged(name) from error
+    raise AssertionError("unreachable")
+
+
+def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
+    """One reading of the ledger and of the files it names; FilesChanged where some are gone by then,
+    because compaction has put others in their place."""
     live = read_ledger(lake).live
     if name == LEDGER:
         return live.select(wanted)
-    keys = live.select(["commit_id", "video_id", "segment"]).to_pylist()
-    counts = {tuple(row.values()) for row in keys}
-    commits = {commit for commit, _, _ in counts}
+    keys = live.select(["commit_id", "video_id", "segment", "n_windows"]).to_pylist()
+    counts = {(row["commit_id"], row["video_id"], row["segment"]) for row in keys}
+    filled = {row["commit_id"] for row in keys if row["n_windows"]}
+    files = [file for file in lake.files(name) if file.commit_id in filled]
+    if len(files) < len(filled):
+        raise FilesChanged(name)
     parts = [_empty(name).select(wanted)]
-    for file in lake.files(name):
-        if file.commit_id not in commits:
-            continue
+    for file in files:
         table = lake.read_table(file)
         pairs = zip(table["video_id"].to_pylist(), table["segment"].to_pylist(), strict=True)
         mask = pa.array([(file.commit_id, *pair) in counts for pair in pairs], pa.bool_())

@@ -1,3 +1,4 @@
+import contextlib
 import time
 from pathlib import Path
 
@@ -6,9 +7,11 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.lake.commit import RunStamp, commit_segments, time_weighted_scores
+from pipeline.lake.compaction import compact
 from pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from pipeline.lake.lease import Lease, LeaseLost
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from pipeline.lake.reading import read_annotations
 from pipeline.lake.recovery import remove_orphans, remove_stale_rows
 from pipeline.storage import Storage
 
@@ -154,6 +157,80 @@ def test_settling_killed_anywhere_is_finished_by_the_next(
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0)]
     assert glob_keys(lake, "tracks") == [("a", 0, None), ("b", 0, None)]
     assert glob_keys(lake, LEDGER) == [("a", 0, None), ("b", 0, None)]
+
+
+def many_commits(path: Path) -> Lake:
+    lake = lake_at(path)
+    for k in range(6):
+        commit_segments(lake, [segment(f"v{k}"), segment(f"n{k}", windows=0)], RUN, no_fence)
+    commit_segments(lake, [segment("v0", windows=1)], RUN, no_fence)  # replaces the first
+    return lake
+
+
+def test_compaction_leaves_few_files_and_the_same_rows(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    before = read_annotations(str(tmp_path)).sort_by("video_id").to_pylist()
+    done = compact(lake, no_fence, 1 << 20)
+    assert (done.files_before, done.files_after) == (21, 3)
+    assert read_annotations(str(tmp_path)).sort_by("video_id").to_pylist() == before
+    assert len(glob_keys(lake)) == len(set(glob_keys(lake))) == 11
+    assert compact(lake, no_fence, 1 << 20).files_after == 3
+    keys = [(r["video_id"], r["window"]) for r in read_annotations(str(tmp_path)).to_pylist()]
+    assert keys == sorted(keys)
+
+
+def test_compaction_keeps_to_the_size_that_is_wanted(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    sizes = [lake.fs.size(f.path) for f in lake.files("videos")]
+    done = compact(lake, no_fence, 3 * max(sizes))
+    assert 3 < done.files_after < done.files_before
+
+
+@pytest.mark.parametrize("deaths", range(24))
+def test_compaction_killed_anywhere_loses_and_doubles_nothing(
+    tmp_path, monkeypatch, deaths: int
+) -> None:
+    lake = many_commits(tmp_path)
+    wanted = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
+    steps = 0
+
+    def dying(original):
+        def step(*arguments):
+            nonlocal steps
+            if steps == deaths:
+                raise KeyboardInterrupt
+            steps += 1
+            return original(*arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "write_table", dying(Lake.write_table))
+        patch.setattr(Lake, "remove", dying(Lake.remove))
+        with contextlib.suppress(KeyboardInterrupt):
+            compact(lake, no_fence, 1 << 20)
+    seen = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
+    assert seen == wanted, "a reader of the ledger sees no difference, at no step"
+    remove_orphans(lake)
+    remove_stale_rows(lake, no_fence)
+    assert sorted(key[0] for key in glob_keys(lake)) == wanted
+    assert len(glob_keys(lake, LEDGER)) == 12
+
+
+def test_a_reader_beside_compaction_reads_again(tmp_path, monkeypatch) -> None:
+    lake = many_commits(tmp_path)
+    wanted = read_annotations(str(tmp_path)).num_rows
+    original, done = Lake.files, []
+
+    def files(self: Lake, table: str) -> list:
+        if table == "annotations" and not done:
+            done.append(True)
+            compact(lake, no_fence, 1 << 20)  # between the ledger and its files
+        return original(self, table)
+
+    monkeypatch.setattr(Lake, "files", files)
+    assert read_annotations(str(tmp_path)).num_rows == wanted
+    assert done
 
 
 def test_a_video_with_a_failed_segment_is_failed_and_keeps_the_others(tmp_path) -> None:

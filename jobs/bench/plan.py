@@ -1,0 +1,92 @@
+"""Planning over a large ledger, and what compaction saves."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+
+from jobs.bench.measurement import Measurement, less_is_better
+from pipeline.config import Config
+from pipeline.corpus import Video
+from pipeline.lake.commit import RunStamp, commit_segments
+from pipeline.lake.compaction import compact
+from pipeline.lake.layout import Lake
+from pipeline.lake.ledger import read_ledger
+from pipeline.planning import make_plan
+from pipeline.storage import Storage
+
+_COMMITS, _VIDEOS_A_COMMIT, _WINDOWS = 1000, 4, 8
+_LARGE = 256 << 20
+
+
+def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterator[Measurement]:
+    """A lake of a thousand small commits, planned and read before and after compaction."""
+    lake = Lake.at(str(scratch / "lake"), Storage())
+    stamp = RunStamp("bench", "2026-01-01", "bench")
+    videos = [Video(f"/archive/{k:06d}.mp4", 1000, "1") for k in range(_COMMITS * _VIDEOS_A_COMMIT)]
+    for at in range(0, len(videos), _VIDEOS_A_COMMIT):
+        rows = [_segment(video) for video in videos[at : at + _VIDEOS_A_COMMIT]]
+        commit_segments(lake, rows, stamp, _no_fence)
+
+    def plan() -> int:
+        return make_plan(videos, read_ledger(lake), Config(), "bench").todo.num_rows
+
+    def count() -> int:
+        folder = lake.path("annotations")
+        table = ds.dataset(folder, partitioning="hive").to_table(columns=["emotion"])
+        return table.group_by("emotion").aggregate([("emotion", "count")]).num_rows
+
+    before = {work.__name__: _best(work) for work in (plan, count)}
+    done = compact(lake, _no_fence, _LARGE)
+    after = {work.__name__: _best(work) for work in (plan, count)}
+    yield less_is_better(
+        "planning 4,000 videos, compacted / 1,000 commits", after["plan"], before["plan"], "s", 2.0
+    )
+    yield less_is_better(
+        "counting emotions, compacted / 1,000 commits", after["count"], before["count"], "s", 2.0
+    )
+    yield less_is_better(
+        "files, compacted / before", done.files_after, done.files_before, "files", 100.0
+    )
+
+
+def _best(work: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        work()
+        times.append(time.monotonic() - started)
+    return min(times)
+
+
+def _segment(video: Video) -> dict[str, Any]:
+    """A row of schema.ANNOTATED_ROW as an annotated minute leaves it."""
+    box = {"x1": 0.1, "y1": 0.1, "x2": 0.5, "y2": 0.6}
+    annotations = [
+        {
+            "track_id": 0, "window": w, "start_s": 2.0 * w, "end_s": 2.0 * w + 2, "n_frames": 8,
+            "n_interpolated": 0, "bbox": box, "emotion": "neutral", "confidence": 0.7,
+            "scores": [("neutral", 0.7), ("sadness", 0.3)], "model": "m", "model_revision": "r",
+        }
+        for w in range(_WINDOWS)
+    ]  # fmt: skip
+    track = {
+        "track_id": 0, "start_s": 0.0, "end_s": 2.0 * _WINDOWS, "n_detections": 64,
+        "n_interpolated": 0, "mean_score": 0.9, "mean_box": box, "person_id": None, "path": [],
+        "thumbnail": None,
+    }  # fmt: skip
+    return {
+        "video_id": video.video_id, "uri": video.uri, "size": video.size, "corpus": "bench",
+        "attempt": 1, "segment": 0, "n_segments": 1, "reason": None, "detail": None,
+        "duration_s": 60.0, "fps": 25.0, "width": 640, "height": 360, "codec": "h264",
+        "failed": False, "n_dropped_tracks": 0, "tracks": [track], "annotations": annotations,
+    }  # fmt: skip
+
+
+def _no_fence() -> None:
+    return
