@@ -187,3 +187,14 @@ def test_a_child_that_cannot_start_fails_the_job_and_not_the_videos(demo_videos)
     planner.decoder.module = "actors.no_such_module"
     with pytest.raises(ChildDied):
         planner(videos(demo_videos / "portrait.mp4"))
+
+
+def test_a_child_has_no_files_of_its_parent(tmp_path) -> None:
+    child = Child("actors.face_child")
+    with (tmp_path / "private").open("w") as private:
+        os.set_inheritable(private.fileno(), True)
+        child.ask(settings().message(), 60)
+        opened = [os.readlink(f) for f in Path(f"/proc/{child.pid}/fd").iterdir() if f.exists()]
+    child.stop()
+    assert opened
+    assert not any("private" in path for path in opened)

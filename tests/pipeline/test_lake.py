@@ -1,5 +1,6 @@
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -62,6 +63,28 @@ def glob_keys(lake: Lake, table: str = "annotations") -> list[tuple]:
 
 def files(lake: Lake) -> list[str]:
     return [f.path for table in (*DATA_TABLES, LEDGER) for f in lake.files(table)]
+
+
+@contextlib.contextmanager
+def killed_at_step(deaths: int, monkeypatch) -> Iterator[None]:
+    """The block dies before its write or removal number `deaths`, counted from 0."""
+    steps = 0
+
+    def dying(original):
+        def step(*arguments):
+            nonlocal steps
+            if steps == deaths:
+                raise KeyboardInterrupt
+            steps += 1
+            return original(*arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "write_table", dying(Lake.write_table))
+        patch.setattr(Lake, "remove", dying(Lake.remove))
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_a_commit_shows_in_all_three_tables(tmp_path) -> None:
@@ -135,23 +158,8 @@ def test_settling_killed_anywhere_is_finished_by_the_next(
     lake = lake_at(tmp_path)
     commit_segments(lake, [segment("a"), segment("b")], RUN, no_fence)
     commit_segments(lake, [segment("b", windows=1)], RUN, no_fence)
-    steps = 0
-
-    def dying(original):
-        def step(*arguments):
-            nonlocal steps
-            if steps == deaths:
-                raise KeyboardInterrupt
-            steps += 1
-            return original(*arguments)
-
-        return step
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Lake, "write_table", dying(Lake.write_table))
-        patch.setattr(Lake, "remove", dying(Lake.remove))
-        with pytest.raises(KeyboardInterrupt):
-            remove_stale_rows(lake, no_fence)
+    with killed_at_step(deaths, monkeypatch):
+        remove_stale_rows(lake, no_fence)
     remove_orphans(lake)
     remove_stale_rows(lake, no_fence)
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0)]
@@ -192,23 +200,8 @@ def test_compaction_killed_anywhere_loses_and_doubles_nothing(
 ) -> None:
     lake = many_commits(tmp_path)
     wanted = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
-    steps = 0
-
-    def dying(original):
-        def step(*arguments):
-            nonlocal steps
-            if steps == deaths:
-                raise KeyboardInterrupt
-            steps += 1
-            return original(*arguments)
-
-        return step
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Lake, "write_table", dying(Lake.write_table))
-        patch.setattr(Lake, "remove", dying(Lake.remove))
-        with contextlib.suppress(KeyboardInterrupt):
-            compact(lake, no_fence, 1 << 20)
+    with killed_at_step(deaths, monkeypatch):
+        compact(lake, no_fence, 1 << 20)
     seen = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
     assert seen == wanted, "a reader of the ledger sees no difference, at no step"
     remove_orphans(lake)
