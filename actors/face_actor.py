@@ -12,7 +12,7 @@ import pyarrow as pa
 from actors.child import Child, ChildDied, ChildTimedOut
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import VideoInfo
-from pipeline.errors import Reason
+from pipeline.errors import JobFailed, Reason
 from pipeline.faces.align import CropSpec
 from pipeline.schema import FACES_ROW, SEGMENT_ROW
 from pipeline.segments import failed_segment, failed_video, segment_rows, without_faces
@@ -39,10 +39,12 @@ class FaceSettings:
     network: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def message(self) -> bytes:
-        """The settings as the child reads them."""
+    def message(self, *, finds_faces: bool) -> bytes:
+        """The settings as the child reads them. finds_faces: whether it is to load the detector, or
+        will read headers only and stay small."""
         return json.dumps(
             {
+                "finds_faces": finds_faces,
                 "memory_mb": self.limits.child_memory_mb,
                 "decode": self.decode.model_dump(),
                 "faces": self.faces.model_dump(),
@@ -59,8 +61,8 @@ class FaceSettings:
 class _Decoder:
     """The child with its settings: requests in, answers or a reason why there is none out."""
 
-    def __init__(self, settings: FaceSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: FaceSettings, *, finds_faces: bool) -> None:
+        self._message = settings.message(finds_faces=finds_faces)
         self.child = Child("actors.face_child")
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
@@ -81,10 +83,13 @@ class _Decoder:
             if self.child.pid is not None:
                 return
             try:
-                self.child.ask(self.settings.message(), _START_TIMEOUT_S)
+                answer = self.child.ask(self._message, _START_TIMEOUT_S)
             except ChildDied:
                 if not left:
                     raise
+                continue
+            if answer != b"ready":
+                raise JobFailed(f"the face stage cannot start: {answer.decode()}")
 
 
 class SegmentPlanner:
@@ -92,7 +97,7 @@ class SegmentPlanner:
 
     def __init__(self, settings: FaceSettings) -> None:
         self.settings = settings
-        self._decoder = _Decoder(settings)
+        self._decoder = _Decoder(settings, finds_faces=False)
 
     @property
     def decoder(self) -> Child:
@@ -123,7 +128,7 @@ class FaceActor:
 
     def __init__(self, settings: FaceSettings) -> None:
         self.settings = settings
-        self._decoder = _Decoder(settings)
+        self._decoder = _Decoder(settings, finds_faces=True)
 
     @property
     def decoder(self) -> Child:

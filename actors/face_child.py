@@ -48,7 +48,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not settings["network"]:
         _leave_network()
-    worker = _Worker(settings)
+    try:
+        worker = _Worker(settings)
+    except Exception as error:
+        connection.send_bytes(" ".join(str(error).split())[:500].encode())
+        return
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -68,7 +72,8 @@ class _Worker:
         self.features: str | None = settings["features"]
         self.device: str = settings["device"]
         self.storage = Storage(settings["storage_options"])
-        self._stage: FaceStage | None = None
+        # Loading torch takes seconds: at the start, and not out of the first segment's time.
+        self._stage = self._face_stage() if settings["finds_faces"] else None
 
     def answer(self, request: dict[str, Any]) -> bytes:
         """{"probe": uri} -> JSON of VideoInfo, or of reason and detail; {"faces": segment} -> an
@@ -87,14 +92,14 @@ class _Worker:
         started = time.monotonic()
         ending = Ending()
         try:
-            stage = self._face_stage()
+            assert self._stage is not None
             start_s = segment["start_s"]
             end_s = math.inf if segment["end_s"] is None else segment["end_s"]
             segment["end_s"] = end_s
             frames = sampled_frames(
                 self._source(segment["uri"]), self.decode, start_s, end_s, ending
             )
-            found = stage(frames, start_s, end_s, segment["duration_s"] or math.inf)
+            found = self._stage(frames, start_s, end_s, segment["duration_s"] or math.inf)
         except Exception as error:
             told = _told(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
@@ -111,22 +116,19 @@ class _Worker:
         }
 
     def _face_stage(self) -> FaceStage:
-        if self._stage is None:
-            # Torch is imported for the first segment, so that a child which only probes stays small.
-            import torch
+        import torch
 
-            from pipeline.faces.stage import FaceStage
+        from pipeline.faces.stage import FaceStage
 
-            torch.set_num_threads(1)
-            self._stage = FaceStage(
-                self.faces,
-                self.windows,
-                self.crop,
-                self.decode.sample_fps,
-                self.features,
-                self.device,
-            )
-        return self._stage
+        torch.set_num_threads(1)
+        return FaceStage(
+            self.faces,
+            self.windows,
+            self.crop,
+            self.decode.sample_fps,
+            self.features,
+            self.device,
+        )
 
     def _source(self, uri: str) -> Source:
         fs, path = self.storage.locate(uri)

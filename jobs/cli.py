@@ -255,13 +255,21 @@ def _models(commands: Any) -> None:
 def _evaluate(commands: Any) -> None:
     parser = _add(
         commands, "evaluate", "evaluate:evaluate_command",
-        "score a model on a labelled table of face pictures",
+        "score a model on labelled pictures or videos, or an output against labels",
         "emolake evaluate --model emo-llama-tiny --data fer2013_valid.parquet",
     )  # fmt: skip
     parser.add_argument("--model", default="emo-llama-tiny", metavar="M", help="name or folder")
     parser.add_argument(
-        "--data", required=True, type=Path, metavar="FILE", help="Parquet with image and label"
+        "--data", type=Path, metavar="FILE", help="Parquet or CSV with label, and image or uri"
     )
+    parser.add_argument("--output", metavar="OUTPUT", help="score what stands there instead")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="for --output: Parquet or CSV with uri (or file name), label, and maybe start_s, end_s",
+    )
+    _storage_option(parser)
     parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
     _json_option(parser)
 

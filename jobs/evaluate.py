@@ -1,64 +1,72 @@
-"""`emolake evaluate`: a model against a labelled table of face pictures."""
+"""`emolake evaluate`: a model against labelled pictures or videos, or an output against labels."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.cli import print_json
-from pipeline.config import AnnotatorConfig
+from pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from pipeline.corpus import is_video_name, stat_video
 from pipeline.errors import UserError
+from pipeline.labelled import labelled_rows, read_table
 from pipeline.labels import label_set
-from pipeline.models.catalog import model_folder
+from pipeline.lake.commit import time_weighted_scores
+from pipeline.lake.reading import read_annotations
+from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import ModelConfig
+from pipeline.storage import Storage, parse_options
+
+Sample = tuple[dict[str, float] | None, int]
+"""Scores by label, None where nothing could be read, and the index of the true label."""
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
     config = ModelConfig.read(model_folder(options.model))
     labels = label_set(options.label_set or config.label_set)
-    if not options.data.exists():
-        raise UserError(f"{options.data} does not exist; name a Parquet file with image and label")
-    result = _evaluated(options, config, labels)
+    if (options.output is None) == (options.data is None):
+        raise UserError("give --data FILE to score a model, or --output OUTPUT with --labels FILE")
+    if options.output is not None:
+        if options.labels is None:
+            raise UserError("--output needs --labels FILE: a Parquet or CSV with uri and label")
+        samples = _of_output(options, labels)
+    elif "uri" in read_table(options.data).column_names:
+        samples = _of_media(options, config, labels)
+    else:
+        samples = _of_pictures(options, config, labels)
+    result = _scored(list(samples), labels)
+    if options.output is None:
+        revision = model_revision(model_folder(options.model))
+        result["model"] = {"name": config.name, "revision": revision}
     if options.json:
         print_json(result)
         return 0
     print(
-        f"{result['n']} pictures: accuracy {result['war']:.4f}, UAR {result['uar']:.4f}, "
+        f"{result['n']} samples: accuracy {result['war']:.4f}, UAR {result['uar']:.4f}, "
         f"macro F1 {result['macro_f1']:.4f}, ECE {result['ece']:.4f}"
+        + (f"; {result['unreadable']} without a reading" if result["unreadable"] else "")
     )
     for label, recall in result["per_class_recall"].items():
         print(f"  {label:<14} {'-' if recall is None else f'{recall:.3f}'}")
     return 0
 
 
-def _evaluated(
-    options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
-) -> dict[str, Any]:
-    import numpy as np
-
-    from pipeline.annotators.base import load_annotator
-    from pipeline.annotators.still import still_window
-    from pipeline.faces.mtcnn import Mtcnn
-    from pipeline.training.faces import decode_picture, read_labelled_pictures
+def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
     from pipeline.training.metrics import classification_scores
 
-    annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
-    mtcnn = Mtcnn()
-    windows, truth, unreadable = [], [], 0
-    for encoded, label in read_labelled_pictures(options.data, labels):
-        try:
-            picture = decode_picture(encoded)
-        except ValueError:
-            unreadable += 1
-            continue
-        windows.append(still_window(picture, mtcnn, config.crop))
-        truth.append(label)
-    if not windows:
-        raise UserError(f"{options.data} holds no readable picture")
-    made = annotator.annotate(windows)
-    probabilities = np.array([[a.scores[label] for label in labels] for a in made])
-    scores = classification_scores(probabilities, np.array(truth))
+    read = [(scores, label) for scores, label in samples if scores is not None]
+    if not read:
+        raise UserError(f"none of {len(samples)} samples has a reading; is it the right file?")
+    probabilities = np.array([[scores.get(label, 0.0) for label in labels] for scores, _ in read])
+    # A model with more labels than were asked about: what it gave to the others is shared out.
+    probabilities /= np.maximum(probabilities.sum(1, keepdims=True), 1e-9)
+    scores = classification_scores(probabilities, np.array([label for _, label in read]))
     return {
         "n": scores.n,
         "war": scores.war,
@@ -72,6 +80,112 @@ def _evaluated(
             label: None if math.isnan(recall) else float(recall)
             for label, recall in zip(labels, scores.recall, strict=True)
         },
-        "unreadable": unreadable,
-        "model": {"name": annotator.name, "revision": annotator.revision},
+        "unreadable": len(samples) - len(read),
     }
+
+
+def _of_pictures(
+    options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
+) -> Iterator[Sample]:
+    """Encoded pictures of one face each."""
+    from pipeline.annotators.base import load_annotator
+    from pipeline.annotators.still import still_window
+    from pipeline.faces.mtcnn import Mtcnn
+    from pipeline.training.faces import decode_picture
+
+    annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
+    mtcnn = Mtcnn()
+    windows, truth = [], []
+    for row, label in labelled_rows(options.data, labels, "image"):
+        try:
+            picture = decode_picture(row["image"])
+        except ValueError:
+            yield None, label
+            continue
+        windows.append(still_window(picture, mtcnn, config.crop))
+        truth.append(label)
+    for annotation, label in zip(annotator.annotate(windows), truth, strict=True):
+        yield annotation.scores, label
+
+
+def _of_media(
+    options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
+) -> Iterator[Sample]:
+    """Videos, through the face stage as a job runs it, and pictures, by uri. What a video shows is
+    the mean over the windows of all its faces, each weighted by its length."""
+    from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+    from pipeline.annotators.base import WindowInput, load_annotator
+    from pipeline.annotators.still import still_window
+    from pipeline.faces.mtcnn import Mtcnn
+    from pipeline.training.faces import decode_picture
+
+    storage = Storage(parse_options(options.storage_options))
+    annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
+    features = config.face_info.source if config.face_info else None
+    settings = FaceSettings(
+        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(), config.crop, features,
+        network=True, storage_options=dict(storage.options),
+    )  # fmt: skip
+    planner, actor, mtcnn = SegmentPlanner(settings), FaceActor(settings), Mtcnn()
+    for row, label in labelled_rows(options.data, labels, "uri"):
+        uri = _beside(options.data, row["uri"])
+        if is_video_name(uri):
+            found = actor(planner(_video_row(uri, storage))).to_pylist()
+            windows = [window for segment in found for window in segment["windows"]]
+            made = annotator.annotate([WindowInput.of(window, {}) for window in windows])
+            told = [
+                window | {"scores": list(annotation.scores.items())}
+                for window, annotation in zip(windows, made, strict=True)
+            ]
+            yield time_weighted_scores(told) if told else None, label
+        else:
+            fs, path = storage.locate(uri)
+            try:
+                picture = decode_picture(fs.cat_file(path))
+            except (OSError, ValueError):
+                yield None, label
+                continue
+            yield annotator.annotate([still_window(picture, mtcnn, config.crop)])[0].scores, label
+
+
+def _beside(table: Path, uri: str) -> str:
+    """Relative uris are relative to the folder of the table that names them."""
+    if "://" in uri or posixpath.isabs(uri):
+        return uri
+    return posixpath.join(str(table.resolve().parent), uri)
+
+
+def _video_row(uri: str, storage: Storage) -> Any:
+    import pyarrow as pa
+
+    from pipeline.schema import VIDEO_ROW
+
+    video = stat_video(uri, storage)
+    told = {"video_id": video.video_id, "uri": uri, "size": video.size, "corpus": "evaluation"}
+    row = dict.fromkeys(VIDEO_ROW.names) | told | {"attempt": 1, "missing": video.missing}
+    return pa.Table.from_pylist([row], VIDEO_ROW)
+
+
+def _of_output(options: argparse.Namespace, labels: tuple[str, ...]) -> Iterator[Sample]:
+    """An annotated output: each label against the windows that its span overlaps, all of the video
+    without one."""
+    rows = read_annotations(
+        options.output,
+        parse_options(options.storage_options),
+        ["uri", "start_s", "end_s", "scores"],
+    ).to_pylist()
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for name in {row["uri"], posixpath.basename(row["uri"])}:
+            by_name.setdefault(name, []).append(row)
+    spans = ("start_s", "end_s")
+    for row, label in labelled_rows(options.labels, labels, "uri", optional=spans):
+        start, end = row.get("start_s") or 0.0, row.get("end_s")
+        windows = [
+            window
+            | {"start_s": max(window["start_s"], start)}
+            | ({} if end is None else {"end_s": min(window["end_s"], end)})
+            for window in by_name.get(row["uri"], [])
+            if window["end_s"] > start and (end is None or window["start_s"] < end)
+        ]
+        yield time_weighted_scores(windows) if windows else None, label

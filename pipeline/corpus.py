@@ -79,14 +79,15 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
             listing = fs.find(path, detail=True)
             if not listing and not fs.isdir(path):
                 raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
-            files = [info for info in listing.values() if _is_video_name(info["name"])]
+            files = [info for info in listing.values() if is_video_name(info["name"])]
     except (PermissionError, FileNotFoundError, OSError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
     for info in sorted(files, key=lambda info: str(info["name"])):
         yield _video(fs, info)
 
 
-def _is_video_name(path: str) -> bool:
+def is_video_name(path: str) -> bool:
+    """Whether a file in a folder counts as a video."""
     name = posixpath.basename(path)
     return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES and not name.startswith(".")
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -24,7 +21,7 @@ from pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
 from pipeline.faces.detector import Frame
 from pipeline.faces.mtcnn import Mtcnn
 from pipeline.faces.still import find_still_face
-from pipeline.labels import canonical
+from pipeline.labelled import labelled_rows
 
 FIELD = 1.5
 """Side of the canvas' field of view, in crops."""
@@ -61,27 +58,6 @@ def crop_to_canvas(spec: CropSpec) -> NDArray[np.float64]:
     return np.array([[RESOLUTION, 0, border], [0, RESOLUTION, border]], np.float64)
 
 
-def read_labelled_pictures(path: Path, labels: tuple[str, ...]) -> Iterator[tuple[bytes, int]]:
-    """Rows (encoded picture, label index) of a Parquet table with columns `image` and `label`."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; name a Parquet file with image and label"
-        ) from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is not a readable Parquet file: {error}") from None
-    for column in ("image", "label"):
-        if column not in table.column_names:
-            have = ", ".join(table.column_names)
-            raise UserError(f"{path} has no column {column!r}; it has: {have}")
-    index = {label: i for i, label in enumerate(labels)}
-    for picture, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
-        if canonical(label) not in index:
-            raise UserError(f"{path}: label {label!r} is not in the label set: {', '.join(labels)}")
-        yield picture, index[canonical(label)]
-
-
 def decode_picture(encoded: bytes) -> Frame:
     """(H, W, 3) uint8 RGB; ValueError where the bytes are no picture."""
     try:
@@ -110,9 +86,9 @@ def prepare_faces(
     to_canvas = crop_to_canvas(spec)
     canvas, landmarks, features = [], [], []
     targets: list[int] = []
-    for encoded, target in read_labelled_pictures(path, labels):
+    for row, target in labelled_rows(path, labels, "image"):
         try:
-            picture = decode_picture(encoded)
+            picture = decode_picture(row["image"])
         except ValueError as error:
             raise UserError(f"{path}, row {len(targets)}: {error}") from None
         face = find_still_face(picture, mtcnn)

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.child import Child, ChildDied, ChildTimedOut
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import VideoInfo
+from pipeline.errors import JobFailed
 from pipeline.faces.align import CropSpec
 from pipeline.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
 from pipeline.segments import segment_rows
@@ -136,7 +138,7 @@ def test_a_header_that_promises_a_century_is_not_believed() -> None:
 
 def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> None:
     child = Child(POISON)
-    hello = settings().message()
+    hello = settings().message(finds_faces=False)
     child.ask(hello, 60)
     first = child.pid
     with pytest.raises(ChildDied, match="SIGSEGV"):
@@ -151,7 +153,7 @@ def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> Non
 
 def test_the_child_ends_with_its_parent() -> None:
     child = Child(POISON)
-    child.ask(settings().message(), 60)
+    child.ask(settings().message(finds_faces=False), 60)
     pid = child.pid
     assert pid is not None
     child.stop()
@@ -193,8 +195,15 @@ def test_a_child_has_no_files_of_its_parent(tmp_path) -> None:
     child = Child("actors.face_child")
     with (tmp_path / "private").open("w") as private:
         os.set_inheritable(private.fileno(), True)
-        child.ask(settings().message(), 60)
+        child.ask(settings().message(finds_faces=False), 60)
         opened = [os.readlink(f) for f in Path(f"/proc/{child.pid}/fd").iterdir() if f.exists()]
     child.stop()
     assert opened
     assert not any("private" in path for path in opened)
+
+
+def test_a_detector_that_cannot_be_loaded_fails_the_job_with_its_reason(demo_videos) -> None:
+    lost = replace(settings(), faces=FacesConfig(detector="retinaface", weights="/none/here.pth"))
+    segments = SegmentPlanner(lost)(videos(demo_videos / "portrait.mp4"))
+    with pytest.raises(JobFailed, match=r"cannot start: faces.weights: /none/here.pth does not"):
+        FaceActor(lost)(segments)

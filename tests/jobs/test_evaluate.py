@@ -1,0 +1,76 @@
+"""`emolake evaluate` on pictures, on videos, and on what an output says."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from skimage import data
+
+from jobs.cli import main
+from tests.conftest import read_rows
+
+
+@pytest.fixture(scope="module")
+def portrait() -> bytes:
+    """A smiling face, as PNG."""
+    picture = np.asarray(data.astronaut())[0:220, 120:330]
+    return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+
+
+def evaluated(capsys, *arguments: object) -> dict:
+    assert main(["evaluate", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_pictures_by_their_bytes(portrait: bytes, tmp_path: Path, capsys) -> None:
+    table = tmp_path / "t.parquet"
+    rows = {"image": [portrait, portrait, b"no picture"], "label": ["happy", "sadness", "Joy"]}
+    pd.DataFrame(rows).to_parquet(table)
+    told = evaluated(capsys, "--data", table)
+    assert (told["n"], told["unreadable"], told["war"]) == (2, 1, 0.5)
+    assert told["uar"] == 0.5
+    happy, sad = (told["labels"].index(label) for label in ("happiness", "sadness"))
+    assert told["confusion"][happy][happy] == told["confusion"][sad][happy] == 1
+    assert told["per_class_recall"]["anger"] is None
+    assert told["model"]["name"] == "emo-llama-tiny"
+
+
+def test_videos_and_pictures_by_uri(
+    portrait: bytes, demo_videos: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "face.png").write_bytes(portrait)
+    rows = [
+        (demo_videos / "portrait.mp4", "happiness"),
+        (demo_videos / "no_face.mp4", "neutral"),
+        (demo_videos / "damaged.mp4", "neutral"),
+        ("face.png", "happiness"),
+        ("absent.mp4", "fear"),
+        ("absent.png", "fear"),
+    ]
+    table = tmp_path / "t.csv"
+    pd.DataFrame(rows, columns=["uri", "label"]).to_csv(table, index=False)
+    told = evaluated(capsys, "--data", table)
+    assert (told["n"], told["unreadable"], told["war"]) == (2, 4, 1.0)
+
+
+def test_an_output_against_labels_of_stretches(demo_output: Path, tmp_path: Path, capsys) -> None:
+    rows = read_rows(demo_output, "annotations")
+    at_three = next(
+        r for r in rows if Path(r["uri"]).name == "portrait.mp4" and r["start_s"] == 2.0
+    )
+    labels = [
+        ("portrait.mp4", 2.5, 3.5, at_three["emotion"]),  # by file name, within one window
+        (at_three["uri"], None, None, "anger"),  # by uri, the whole video
+        ("portrait.mp4", 100.0, 200.0, "fear"),  # where nothing is
+        ("nobody.mp4", None, None, "fear"),
+    ]
+    table = tmp_path / "labels.csv"
+    pd.DataFrame(labels, columns=["uri", "start_s", "end_s", "label"]).to_csv(table, index=False)
+    told = evaluated(capsys, "--output", demo_output, "--labels", table)
+    assert (told["n"], told["unreadable"], told["war"]) == (2, 2, 0.5)
+    confidence = max(dict(at_three["scores"]).values())
+    assert 0 <= told["ece"] <= 1
+    assert confidence > 0.3
