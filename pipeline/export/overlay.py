@@ -90,6 +90,7 @@ def _written(target: Path) -> Iterator[Any]:
         raise UserError(f"--video {target} cannot be written: {error}") from None
     with out:
         if not {"h264", "aac"} <= out.supported_codecs:
+            target.unlink()
             raise UserError(
                 f"--video {target} cannot hold H.264 and AAC; name a .mp4, .mov or .mkv"
             )

@@ -117,6 +117,7 @@ def test_a_mistake_is_told_in_one_line(
     assert main(["export", *given]) == 2
     error = capsys.readouterr().err
     assert told in error
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
     assert len(error.strip().splitlines()) == 1
 
 
