@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import EmolakeError, UserError
 from pipeline.lake.layout import LEDGER, Lake
 from pipeline.lake.ledger import read_ledger
 from pipeline.schema import TABLES
@@ -20,8 +20,11 @@ _PARTITIONS = ("corpus", "date")
 _TRIES = 5
 
 
-class FilesChanged(Exception):
+class FilesChanged(EmolakeError):
     """Files went between the reading of the ledger and of what it names."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(f"{output} is being rewritten all the time; try again later")
 
 
 def read_annotations(
@@ -59,8 +62,6 @@ def _read(
         if not lake.files(LEDGER):
             raise UserError(f"{output} holds no run; name the --output of an annotate")
         return live_rows(lake, name, columns)
-    except FilesChanged:
-        raise UserError(f"{output} is being rewritten all the time; try again later") from None
     except OSError as error:
         raise UserError(f"{output} cannot be read: {' '.join(str(error).split())}") from None
 
@@ -73,7 +74,7 @@ def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Tab
             return _consistent(lake, name, wanted)
         except (FilesChanged, FileNotFoundError) as error:
             if not left:
-                raise FilesChanged(name) from error
+                raise FilesChanged(lake.uri) from error
     raise AssertionError("unreachable")
 
 
@@ -88,7 +89,7 @@ def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
     filled = {row["commit_id"] for row in keys if row["n_windows"]}
     files = [file for file in lake.files(name) if file.commit_id in filled]
     if len(files) < len(filled):
-        raise FilesChanged(name)
+        raise FilesChanged(lake.uri)
     parts = [_empty(name).select(wanted)]
     for file in files:
         table = lake.read_table(file)
