@@ -15,7 +15,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import EXIT_TOO_MANY_FAILED, print_json
 from jobs.progress import Progress
@@ -23,12 +23,16 @@ from jobs.setup import Setting, read_setting, read_videos
 from pipeline.corpus import Video
 from pipeline.errors import JobFailed, UserError, cannot_write
 from pipeline.lake.commit import RunStamp
+from pipeline.lake.iceberg import open_catalog, publish
 from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.lease import Fence, Lease
 from pipeline.lake.ledger import newest_versions, video_states
 from pipeline.lake.recovery import remove_orphans, remove_stale_rows
 from pipeline.planning import Plan
 from pipeline.storage import write_whole
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
 
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
 
@@ -38,6 +42,8 @@ def annotate_command(options: argparse.Namespace) -> int:
     run_id = _run_id(options.run_id)
     videos = read_videos(options, setting.storage)
     setting.plan(videos)  # its refusals come before anything is written
+    _refuse_other_config(setting, run_id)
+    catalog = _catalog(setting)
     started = datetime.now(UTC)
     run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
     try:
@@ -50,6 +56,10 @@ def annotate_command(options: argparse.Namespace) -> int:
             result = _run(setting, run, videos, lease.fence, progress)
             record = json.dumps(result, indent=2, default=str).encode()
             write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+            if catalog is not None:
+                publish(
+                    setting.lake, catalog, setting.config.iceberg.namespace, run_id, lease.fence
+                )
         except OSError as error:
             raise JobFailed(cannot_write(setting.lake.uri, error)) from error
         finally:
@@ -66,6 +76,23 @@ def annotate_command(options: argparse.Namespace) -> int:
         print(f"emolake: {failed} of {tried} videos failed", file=sys.stderr)
         return EXIT_TOO_MANY_FAILED
     return 0
+
+
+def _refuse_other_config(setting: Setting, run_id: str) -> None:
+    """A run id stands for one configuration: rows are traced by it."""
+    path = setting.lake.path(RUNS, run_id, "run.json")
+    if not setting.lake.fs.exists(path):
+        return
+    before = json.loads(setting.lake.fs.cat_file(path))["config_hash"]
+    if before != setting.config_hash:
+        raise UserError(
+            f"--run-id {run_id} was a run of another configuration ({before}); choose another id"
+        )
+
+
+def _catalog(setting: Setting) -> Catalog | None:
+    name = setting.config.iceberg.catalog
+    return open_catalog(name, setting.lake, setting.storage.options) if name else None
 
 
 def _tidy(lake: Lake, run_id: str) -> None:
@@ -110,7 +137,7 @@ def _annotate(
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
 
-    from jobs.flow import annotated, start_ray
+    from jobs.flow import annotated, pool_sizes, start_ray
 
     ours = not ray.is_initialized()
     on_term = signal.getsignal(signal.SIGTERM)
@@ -118,7 +145,9 @@ def _annotate(
         start_ray(setting.config.resources)
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
     try:
-        for row in annotated(plan, setting, run, fence):
+        pools = pool_sizes(setting.config.resources)
+        progress.tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
+        for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
     finally:
         if ours:

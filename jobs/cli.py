@@ -98,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     _report(commands)
     _export(commands)
     _compact(commands)
+    _publish(commands)
     _models(commands)
     _evaluate(commands)
     _tune(commands)
@@ -225,6 +226,24 @@ def _compact(commands: Any) -> None:
     parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
     parser.add_argument(
         "--target-mb", type=int, default=256, metavar="MB", help="size of a file to aim at"
+    )
+    _storage_option(parser)
+    _json_option(parser)
+
+
+def _publish(commands: Any) -> None:
+    parser = _add(
+        commands, "publish", "publish:publish_command",
+        "bring the tables into an Apache Iceberg catalogue: one snapshot of what is new",
+        "emolake publish out/ --catalog sqlite:///catalog.db",
+    )  # fmt: skip
+    parser.add_argument("output", metavar="OUTPUT", help="where the tables stand")
+    parser.add_argument(
+        "--catalog", required=True, metavar="NAME",
+        help="a catalogue of pyiceberg's configuration, or sqlite:///FILE",
+    )  # fmt: skip
+    parser.add_argument(
+        "--namespace", default="emolake", metavar="NAME", help="namespace of the tables"
     )
     _storage_option(parser)
     _json_option(parser)

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -61,8 +62,17 @@ def start_ray(resources: ResourcesConfig) -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def pool_sizes(resources: ResourcesConfig) -> tuple[int, int, float]:
-    """Face actors, annotation actors, GPUs per annotation actor, for the Ray that is running."""
+@dataclass(frozen=True)
+class Pools:
+    """Actors of each stage. gpus: those of one annotation actor, maybe a fraction."""
+
+    faces: int
+    annotate: int
+    gpus: float
+
+
+def pool_sizes(resources: ResourcesConfig) -> Pools:
+    """The pools for the Ray that is running."""
     total = ray.cluster_resources()
     gpus = resources.gpus_per_annotation_actor
     if gpus is None:
@@ -74,7 +84,7 @@ def pool_sizes(resources: ResourcesConfig) -> tuple[int, int, float]:
     if face is None:
         shared = bool(os.environ.get("RAY_ADDRESS"))
         face = _default_faces(int(total.get("CPU", 1)) - _SPARE_CPUS if shared else _cores())
-    return face, annotation, gpus
+    return Pools(face, annotation, gpus)
 
 
 def _default_faces(cpus: int) -> int:
@@ -83,14 +93,13 @@ def _default_faces(cpus: int) -> int:
 
 
 def annotated(
-    plan: Plan, setting: Setting, run: RunStamp, fence: Fence
+    plan: Plan, setting: Setting, pools: Pools, run: RunStamp, fence: Fence
 ) -> Iterator[dict[str, Any]]:
     """Runs the job; yields a row of schema.COMMITTED_ROW for each segment as it is committed.
 
     JobFailed where the output cannot be written any more, or belongs to another run by now.
     """
     config = setting.config
-    faces, annotators, gpus = pool_sizes(config.resources)
     settings = FaceSettings(
         config.decode,
         config.faces,
@@ -102,7 +111,7 @@ def annotated(
         any("://" in uri for uri in plan.todo["uri"].to_pylist()),
         dict(setting.storage.options),
     )
-    dataset = _videos(plan.todo, faces)
+    dataset = _videos(plan.todo, pools.faces)
     dataset = dataset.map_batches(
         plan_segments,  # type: ignore[arg-type]
         fn_kwargs={"settings": settings},
@@ -116,18 +125,18 @@ def annotated(
         fn_constructor_args=(settings,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=faces, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=config.resources.gpus_per_face_actor or None,
     )
     dataset = dataset.map_batches(
         AnnotationActor,
         fn_constructor_args=(AnnotationSettings(config.model, config.annotator),),
-        batch_size=_SEGMENTS_PER_MODEL_CALL if gpus else 1,
+        batch_size=_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=annotators, max_tasks_in_flight_per_actor=2),
-        num_cpus=1 if gpus else _CPU_ANNOTATION_CPUS,
-        num_gpus=gpus or None,
+        compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
+        num_cpus=1 if pools.gpus else _CPU_ANNOTATION_CPUS,
+        num_gpus=pools.gpus or None,
     )
     dataset = dataset.map_batches(
         write_segments,  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ class Tally:
     video_seconds: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
     busy: Counter[str] = field(default_factory=Counter)
+    workers: dict[str, int] = field(default_factory=dict)
+    """Actors of the stages that have a pool of their own."""
     videos: set[str] = field(default_factory=set)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -51,16 +53,21 @@ class Tally:
         return time.monotonic() - self.started
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Per stage: rows, busy seconds (summed over its workers) and rows per busy second."""
+        """Per stage: rows, busy seconds (summed over its workers), rows per busy second, workers, and
+        the part of the time since the start in which a worker was busy (of one, for a stage without
+        a pool)."""
         rows = {"faces": self.segments, "annotate": self.windows, "write": self.segments}
-        return {
-            stage: {
+        told = {}
+        for stage in STAGES:
+            busy, workers = self.busy[stage], self.workers.get(stage, 1)
+            told[stage] = {
                 "rows": rows[stage],
-                "busy_seconds": round(self.busy[stage], 3),
-                "rows_per_busy_second": round(rows[stage] / max(self.busy[stage], 1e-9), 2),
+                "busy_seconds": round(busy, 3),
+                "rows_per_busy_second": round(rows[stage] / max(busy, 1e-9), 2),
+                "workers": workers,
+                "busy_fraction": round(busy / max(self.elapsed * workers, 1e-9), 3),
             }
-            for stage in STAGES
-        }
+        return told
 
 
 class Progress:
@@ -106,11 +113,17 @@ class Progress:
     def _line(self) -> str:
         tally = self.tally
         rate = tally.video_seconds / max(tally.elapsed, 1e-9)
+        pace = tally.segments / max(tally.elapsed, 1e-9)
+        busy = ", ".join(
+            f"{stage} {100 * told['busy_fraction']:.0f} %"
+            for stage, told in tally.stages().items()
+            if stage in tally.workers
+        )
         return (
             f"{tally.elapsed:6.0f} s  videos {len(tally.videos)}/{self.total}  "
-            f"segments {tally.segments}  failed {tally.states['failed']}  "
+            f"segments {tally.segments} ({pace:.2f}/s)  failed {tally.states['failed']}  "
             f"faces {tally.tracks}  windows {tally.windows}  {rate:.1f} video-seconds/s"
-            f"{self._left()}"
+            f"{f'  busy: {busy}' if busy else ''}{self._left()}"
         )
 
     def _left(self) -> str:
@@ -131,7 +144,7 @@ class Progress:
             table.add_row(
                 f"[bold]{stage}[/]",
                 f"{told['rows']:.0f}",
-                f"{busy:.1f} s busy",
+                f"{busy:.1f} s busy, {100 * told['busy_fraction']:.0f} % of {told['workers']:.0f}",
                 f"{told['rows_per_busy_second']:.1f}/s",
             )
         return Group(table, Text(self._line().strip(), style="dim"))

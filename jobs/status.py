@@ -13,6 +13,14 @@ from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
 from pipeline.storage import Storage, parse_options
 
+_OF_A_RUN = (
+    *("run_id", "finished_at", "model", "videos", "segments", "windows"),
+    *("video_seconds", "wall_seconds", "stages"),
+)
+
+_PIPE_WIDTH = 200
+"""Columns where nobody looks at a terminal: nothing is folded or cut in a log."""
+
 
 def status_command(options: argparse.Namespace) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
@@ -50,8 +58,7 @@ def _runs(lake: Lake) -> list[dict[str, Any]]:
     told = []
     for path in sorted(lake.fs.glob(lake.path(RUNS, "*", "run.json"))):
         run = json.loads(lake.fs.cat_file(path))
-        names = ("run_id", "finished_at", "videos", "segments", "windows", "wall_seconds", "model")
-        told.append({name: run.get(name) for name in names})
+        told.append({name: run.get(name) for name in _OF_A_RUN})
     return sorted(told, key=lambda run: str(run["finished_at"]))
 
 
@@ -60,6 +67,8 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
     videos = result["videos"]
     console.print(
         f"{result['output']}: {videos['total']} videos, {result['segments']} segments, "
@@ -75,7 +84,9 @@ def _show(result: dict[str, Any]) -> None:
         for reason, count in result["failures"].items():
             table.add_row(str(reason), str(count))
         console.print(table)
-    table = Table("run", "finished", "videos", "skipped", "windows", "seconds", box=None)
+    table = Table(
+        "run", "finished", "videos", "skipped", "windows", "seconds", "video-s/s", "busy", box=None
+    )
     for run in result["runs"]:
         table.add_row(
             run["run_id"],
@@ -84,5 +95,17 @@ def _show(result: dict[str, Any]) -> None:
             str(run["videos"]["skipped"]),
             str(run["windows"]),
             f"{run['wall_seconds']:.1f}",
+            f"{run['video_seconds'] / max(run['wall_seconds'], 1e-9):.1f}",
+            _busy(run["stages"]),
         )
     console.print(table)
+
+
+def _busy(stages: dict[str, dict[str, float]]) -> str:
+    """How busy the stages with a pool were, where the run's record tells."""
+    told = [
+        f"{stage} {100 * of['busy_fraction']:.0f} %"
+        for stage, of in stages.items()
+        if of.get("busy_fraction") and stage != "write"
+    ]
+    return ", ".join(told)

@@ -144,6 +144,19 @@ class ResourcesConfig(_Part):
     )
 
 
+class IcebergConfig(_Part):
+    """The tables as Apache Iceberg, besides the Parquet; changes no result. Needs emolake[iceberg]."""
+
+    catalog: str | None = Field(
+        None,
+        description="each run is published to it as one snapshot a table: a catalogue of pyiceberg's "
+        "own configuration by name, or sqlite:///FILE",
+    )
+    namespace: str = Field(
+        "emolake", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="namespace of its tables"
+    )
+
+
 class Config(_Part):
     """The whole tree."""
 
@@ -157,6 +170,7 @@ class Config(_Part):
     annotator: AnnotatorConfig = AnnotatorConfig()
     limits: LimitsConfig = LimitsConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    iceberg: IcebergConfig = IcebergConfig()
 
     def results_hash(self, model_revision: str, detector_revision: str) -> str:
         """12 hex digits over all that changes results, and nothing else. detector_revision: content

@@ -87,12 +87,16 @@ class Lake:
         write_whole(self.fs, path, buffer.getvalue())
 
     def read_table(self, file: DataFile, columns: list[str] | None = None) -> pa.Table:
+        """A file's rows; a column that came to the schema later is null."""
         # cat_file is one request; the files are small by design, so no ranged reads are needed.
         table = pq.read_table(io.BytesIO(self.fs.cat_file(file.path)), columns=columns)
         schema = TABLES[file.table]
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        return table.cast(schema)
+        for field in schema:
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table.select(schema.names).cast(schema)
 
     def remove(self, path: str) -> None:
         if self.fs.exists(path):

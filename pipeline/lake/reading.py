@@ -5,7 +5,7 @@ Between runs a plain glob shows the same rows; these functions are for readers w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -85,25 +85,33 @@ def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
     if name == LEDGER:
         return live.select(wanted)
     keys = live.select(["commit_id", "video_id", "segment", "n_windows"]).to_pylist()
-    counts = {(row["commit_id"], row["video_id"], row["segment"]) for row in keys}
-    filled = {row["commit_id"] for row in keys if row["n_windows"]}
-    files = [file for file in lake.files(name) if file.commit_id in filled]
-    if len(files) < len(filled):
+    counts = {
+        (row["commit_id"], row["video_id"], row["segment"]) for row in keys if row["n_windows"]
+    }
+    parts = [table.select(wanted) for table in tables_of(lake, name, counts)]
+    return pa.concat_tables([table_schema(name).empty_table().select(wanted), *parts])
+
+
+def tables_of(lake: Lake, name: str, keys: set[tuple[str, str, int]]) -> Iterator[pa.Table]:
+    """The rows of some segments, file by file (schema `table_schema(name)`).
+
+    keys: (commit_id, video_id, segment). FilesChanged where a commit's file is gone.
+    """
+    commits = {key[0] for key in keys}
+    files = [file for file in lake.files(name) if file.commit_id in commits]
+    if len(files) < len(commits):
         raise FilesChanged(lake.uri)
-    parts = [_empty(name).select(wanted)]
     for file in files:
         table = lake.read_table(file)
         pairs = zip(table["video_id"].to_pylist(), table["segment"].to_pylist(), strict=True)
-        mask = pa.array([(file.commit_id, *pair) in counts for pair in pairs], pa.bool_())
+        mask = pa.array([(file.commit_id, *pair) in keys for pair in pairs], pa.bool_())
         table = table.filter(mask)
         for partition in _PARTITIONS:
             told = pa.array([getattr(file, partition)] * table.num_rows, pa.string())
             table = table.append_column(partition, told)
-        parts.append(table.select(wanted))
-    return pa.concat_tables(parts)
+        yield table
 
 
-def _empty(name: str) -> pa.Table:
-    return pa.schema(
-        [*TABLES[name], *(pa.field(p, pa.string()) for p in _PARTITIONS)]
-    ).empty_table()
+def table_schema(name: str) -> pa.Schema:
+    """A table's columns as readers see them: with the partition columns corpus and date."""
+    return pa.schema([*TABLES[name], *(pa.field(p, pa.string()) for p in _PARTITIONS)])

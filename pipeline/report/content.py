@@ -25,6 +25,7 @@ _COLUMNS = [
     "scores",
 ]
 MOST_TIMELINES = 1000
+_MOMENTS = 60
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class VideoReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole page's content. seconds: time per emotion over the whole output."""
+    """The whole page's content. seconds: time per emotion over the whole output. over_time: for each
+    of equal stretches of `stretch_s`, counted from each video's start, the seconds of each emotion."""
 
     output: str
     videos: list[VideoReport]
@@ -69,6 +71,8 @@ class Report:
     tracks: int
     windows: int
     seconds: dict[str, float]
+    over_time: list[dict[str, float]]
+    stretch_s: float
     failures: list[tuple[str, int, list[str]]]
     runs: list[dict[str, Any]]
 
@@ -115,6 +119,7 @@ def read_report(lake: Lake) -> Report:
     for video in videos.values():
         for lane in video.lanes.values():
             lane.sort(key=lambda span: span.start_s)
+    stretch_s, over_time = _over_time(list(videos.values()))
     ordered = sorted(videos.values(), key=lambda v: (v.state == "failed", v.uri))
     return Report(
         output=lake.uri,
@@ -124,6 +129,8 @@ def read_report(lake: Lake) -> Report:
         tracks=sum(len(v.lanes) for v in ordered),
         windows=windows,
         seconds=dict(sorted(seconds.items(), key=lambda item: -item[1])),
+        over_time=over_time,
+        stretch_s=stretch_s,
         failures=_failures(ordered),
         runs=_runs(lake),
     )
@@ -132,6 +139,24 @@ def read_report(lake: Lake) -> Report:
 def _annotations(lake: Lake) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = live_rows(lake, "annotations", _COLUMNS).to_pylist()
     return rows
+
+
+def _over_time(videos: list[VideoReport]) -> tuple[float, list[dict[str, float]]]:
+    """Length of a stretch, and per stretch the seconds of each emotion; nothing without windows."""
+    spans = [span for video in videos for lane in video.lanes.values() for span in lane]
+    end = max((span.end_s for span in spans), default=0.0)
+    if end <= 0:
+        return 0.0, []
+    stretch_s = end / _MOMENTS
+    stretches: list[dict[str, float]] = [{} for _ in range(_MOMENTS)]
+    for span in spans:
+        first = min(int(span.start_s / stretch_s), _MOMENTS - 1)
+        last = min(int(span.end_s / stretch_s), _MOMENTS - 1)
+        for k in range(first, last + 1):
+            shared = min(span.end_s, (k + 1) * stretch_s) - max(span.start_s, k * stretch_s)
+            if shared > 0:
+                stretches[k][span.emotion] = stretches[k].get(span.emotion, 0.0) + shared
+    return stretch_s, stretches
 
 
 def _failures(videos: list[VideoReport]) -> list[tuple[str, int, list[str]]]:

@@ -11,6 +11,7 @@ from pipeline.palette import PALETTE, colour
 from pipeline.report.content import MOST_TIMELINES, Report, Span, VideoReport
 
 _WIDTH, _LANE, _GAP = 1000, 26, 6
+_STACK = 120
 _PER_PAGE = 50
 
 
@@ -18,7 +19,13 @@ def render(report: Report) -> str:
     """The whole page: one file, no request to anywhere."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.globals.update(
-        colour=colour, bars=bars, lane_height=_LANE + _GAP, width=_WIDTH, clock=clock
+        colour=colour,
+        bars=bars,
+        stacks=stacks,
+        lane_height=_LANE + _GAP,
+        width=_WIDTH,
+        stack_height=_STACK,
+        clock=clock,
     )
     template = environment.get_template("page.html.j2")
     shown = report.videos[:MOST_TIMELINES]
@@ -48,6 +55,33 @@ def bars(video: VideoReport) -> list[dict[str, object]]:
                     "height": round(height, 1),
                     "fill": colour(span.emotion),
                     "told": _told(span),
+                }
+            )
+    return out
+
+
+def stacks(report: Report) -> list[dict[str, object]]:
+    """Rectangles of the emotions over time: a column a stretch, the commonest emotion of the whole
+    output at the bottom, height by seconds."""
+    tallest = max((sum(stretch.values()) for stretch in report.over_time), default=0.0) or 1.0
+    width = _WIDTH / max(len(report.over_time), 1)
+    out: list[dict[str, object]] = []
+    for k, stretch in enumerate(report.over_time):
+        bottom = float(_STACK)
+        span = f"{clock(k * report.stretch_s)} - {clock((k + 1) * report.stretch_s)}"
+        for label in report.seconds:
+            if label not in stretch:
+                continue
+            height = _STACK * stretch[label] / tallest
+            bottom -= height
+            out.append(
+                {
+                    "x": round(k * width, 1),
+                    "y": round(bottom, 1),
+                    "width": round(width - 1, 1),
+                    "height": round(height, 1),
+                    "fill": colour(label),
+                    "told": f"{span}  {label} {stretch[label]:.1f} s",
                 }
             )
     return out

@@ -7,7 +7,9 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pytest
+from pyiceberg.catalog import load_catalog
 
+from jobs.cli import main
 from pipeline.errors import UserError
 from pipeline.lake.reading import read_annotations, read_tracks, read_videos
 from tests.conftest import ROOT, S3, Emolake, read_rows
@@ -23,7 +25,8 @@ def ground(demo_output: Path, demo_videos: Path, emolake: Emolake, tmp_path_fact
     (folder / "out").symlink_to(demo_output)
     done = emolake(
         *("annotate", demo_videos, "--output", folder / "other", "--quiet"),
-        *("--set", "windows.frames_per_window=1"),
+        *("--set", "windows.frames_per_window=1", "--run-id", "other"),
+        *("--set", f"iceberg.catalog=sqlite:///{folder}/lake.db"),
     )
     assert done.returncode == 0, done.stderr
     rows = [(demo_videos / "portrait.mp4", 0, 60, "happiness")]
@@ -82,6 +85,28 @@ def test_answers_agree_with_the_rows(ground: Path, monkeypatch: pytest.MonkeyPat
     assert profile.sum(axis=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
 
 
+def test_a_run_publishes_itself_as_one_snapshot(
+    ground: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answered("From Iceberg", ground, monkeypatch)
+    assert answer["windows"].sum() == len(read_rows(ground / "other", "annotations"))
+    catalog = load_catalog("emolake", type="sql", uri=f"sqlite:///{ground}/lake.db")
+    for table in ("annotations", "tracks", "videos"):
+        (snapshot,) = catalog.load_table(("emolake", table)).snapshots()
+        assert snapshot.summary["emolake.run-id"] == "other"
+    again = ["publish", str(ground / "other"), "--catalog", f"sqlite:///{ground}/lake.db"]
+    assert main(again) == 0
+    assert capsys.readouterr().out.count("nothing new") == 3
+
+
+def test_a_run_id_stands_for_one_configuration(
+    ground: Path, demo_videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = ["annotate", str(demo_videos), "--output", str(ground / "other"), "--run-id", "other"]
+    assert main([*same, "--reprocess"]) == 2
+    assert "run of another configuration" in capsys.readouterr().err
+
+
 SYNTHETIC = [(0, "fear"), (1, "fear"), (2, "happiness"), (3, "anger"), (4, "neutral")]
 
 
@@ -113,8 +138,14 @@ def test_the_same_over_object_storage(
     s3.fs().put(f"{demo_output}/", f"{s3.bucket}/out/", recursive=True)
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
+    windows = len(read_rows(demo_output, "annotations"))
     answer = answered("From object storage", tmp_path, monkeypatch)
-    assert answer["windows"].sum() == len(read_rows(demo_output, "annotations"))
+    assert answer["windows"].sum() == windows
+    published = ["publish", f"s3://{s3.bucket}/out", "--catalog", f"sqlite:///{tmp_path}/lake.db"]
+    assert main(published) == 0
+    assert s3.fs().find(f"{s3.bucket}/out/_iceberg"), "the warehouse stands beside the tables"
+    answer = answered("From Iceberg", tmp_path, monkeypatch)
+    assert answer["windows"].sum() == windows
 
 
 def test_readers_follow_the_ledger(demo_output: Path) -> None:

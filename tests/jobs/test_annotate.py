@@ -142,6 +142,9 @@ def test_the_result_accounts_for_every_video(run: Run) -> None:
     assert result["windows"] == len(run.table("annotations"))
     assert result["tracks"] == len(run.table("tracks"))
     assert set(result["stages"]) == {"faces", "annotate", "write"}
+    for stage in result["stages"].values():
+        assert 0 < stage["busy_fraction"] <= 1
+        assert stage["workers"] >= 1
     assert result["model"]["name"] == "emo-llama-tiny"
     stored = json.loads((run.output / "_runs" / result["run_id"] / "run.json").read_text())
     assert stored == result

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from jobs.cli import main
 from pipeline.lake.commit import commit_segments
+from pipeline.report.content import read_report
+from pipeline.report.page import stacks
 from tests.conftest import read_rows
 from tests.pipeline.test_lake import RUN, lake_at, no_fence, segment
 
@@ -38,6 +41,20 @@ def test_the_page_shows_what_counts_and_asks_nothing_of_the_network(tmp_path) ->
     assert "timeout" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert '<link rel="icon" href="data:,">' in page
+
+
+def test_emotions_over_time_share_out_the_whole_time(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path / "out")
+    commit_segments(lake, [segment("a", windows=3), segment("b", windows=1)], RUN, no_fence)
+    report = read_report(lake)
+    assert report.stretch_s * len(report.over_time) == pytest.approx(6.0)
+    by_stretch = [stretch["fear"] for stretch in report.over_time]
+    assert sum(by_stretch) == pytest.approx(report.seconds["fear"]) == pytest.approx(8.0)
+    third = len(by_stretch) // 3
+    assert by_stretch[0] == pytest.approx(2 * by_stretch[-1]), "two faces, then one"
+    assert by_stretch[third + 1] == pytest.approx(by_stretch[-1])
+    drawn = stacks(report)
+    assert max(float(str(bar["height"])) for bar in drawn) == 120
 
 
 def test_names_and_details_cannot_become_markup(tmp_path) -> None:
