@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from actors.child import Child, ChildDied, ChildTimedOut
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import VideoInfo
 from pipeline.errors import JobFailed, Reason
-from pipeline.faces.align import CropSpec
+from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW, SEGMENT_ROW
 from pipeline.segments import failed_segment, failed_video, segment_rows, without_faces
 
@@ -33,8 +33,7 @@ class FaceSettings:
     faces: FacesConfig
     windows: WindowsConfig
     limits: LimitsConfig
-    crop: CropSpec
-    features: str | None = "onet"
+    needs: Needs
     device: str = "cpu"
     network: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -49,8 +48,7 @@ class FaceSettings:
                 "decode": self.decode.model_dump(),
                 "faces": self.faces.model_dump(),
                 "windows": self.windows.model_dump(),
-                "crop": asdict(self.crop),
-                "features": self.features,
+                "needs": self.needs.to_json(),
                 "device": self.device,
                 "network": self.network,
                 "storage_options": self.storage_options,

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, Source, probe, sampled_frames
 from pipeline.errors import VideoError
-from pipeline.faces.align import CropSpec
+from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW
 from pipeline.segments import failed_segment, without_faces
 from pipeline.storage import Storage, is_local
@@ -68,8 +68,7 @@ class _Worker:
         self.decode = DecodeConfig(**settings["decode"])
         self.faces = FacesConfig(**settings["faces"])
         self.windows = WindowsConfig(**settings["windows"])
-        self.crop = CropSpec(**settings["crop"])
-        self.features: str | None = settings["features"]
+        self.needs = Needs.from_json(settings["needs"])
         self.device: str = settings["device"]
         self.storage = Storage(settings["storage_options"])
         # Loading torch takes seconds: at the start, and not out of the first segment's time.
@@ -124,9 +123,8 @@ class _Worker:
         return FaceStage(
             self.faces,
             self.windows,
-            self.crop,
+            self.needs,
             self.decode.sample_fps,
-            self.features,
             self.device,
         )
 

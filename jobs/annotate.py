@@ -164,7 +164,8 @@ def _result(
     return {
         "run_id": run.run_id,
         "output": setting.lake.uri,
-        "model": {"name": setting.model.name, "revision": setting.model_revision},
+        "model": setting.models[0].told,
+        "models": [model.told for model in setting.models],
         "videos": {
             "total": plan.total,
             **{name: count[name] for name in ("annotated", "no_face", "failed")},

@@ -17,10 +17,10 @@ from pipeline.corpus import is_video_name, stat_video
 from pipeline.errors import UserError
 from pipeline.labelled import labelled_rows, read_table
 from pipeline.labels import label_set
-from pipeline.lake.commit import time_weighted_scores
+from pipeline.lake.commit import first_model, time_weighted_scores
 from pipeline.lake.reading import read_annotations
 from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import ModelConfig, read_config
 from pipeline.storage import Storage, parse_options
 
 Sample = tuple[dict[str, float] | None, int]
@@ -28,7 +28,7 @@ Sample = tuple[dict[str, float] | None, int]
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
-    config = ModelConfig.read(model_folder(options.model))
+    config = read_config(model_folder(options.model))
     labels = label_set(options.label_set or config.label_set)
     if (options.output is None) == (options.data is None):
         raise UserError("give --data FILE to score a model, or --output OUTPUT with --labels FILE")
@@ -102,7 +102,7 @@ def _of_pictures(
         except ValueError:
             yield None, label
             continue
-        windows.append(still_window(picture, mtcnn, config.crop))
+        windows.append(still_window(picture, mtcnn, config.needs))
         truth.append(label)
     for annotation, label in zip(annotator.annotate(windows), truth, strict=True):
         yield annotation.scores, label
@@ -121,9 +121,8 @@ def _of_media(
 
     storage = Storage(parse_options(options.storage_options))
     annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
-    features = config.face_info.source if config.face_info else None
     settings = FaceSettings(
-        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(), config.crop, features,
+        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(), config.needs,
         network=True, storage_options=dict(storage.options),
     )  # fmt: skip
     planner, actor, mtcnn = SegmentPlanner(settings), FaceActor(settings), Mtcnn()
@@ -132,7 +131,9 @@ def _of_media(
         if is_video_name(uri):
             found = actor(planner(_video_row(uri, storage))).to_pylist()
             windows = [window for segment in found for window in segment["windows"]]
-            made = annotator.annotate([WindowInput.of(window, {}) for window in windows])
+            made = annotator.annotate(
+                [WindowInput.of(window, config.needs, {}) for window in windows]
+            )
             told = [
                 window | {"scores": list(annotation.scores.items())}
                 for window, annotation in zip(windows, made, strict=True)
@@ -145,7 +146,7 @@ def _of_media(
             except (OSError, ValueError):
                 yield None, label
                 continue
-            yield annotator.annotate([still_window(picture, mtcnn, config.crop)])[0].scores, label
+            yield annotator.annotate([still_window(picture, mtcnn, config.needs)])[0].scores, label
 
 
 def _beside(table: Path, uri: str) -> str:
@@ -172,10 +173,10 @@ def _of_output(options: argparse.Namespace, labels: tuple[str, ...]) -> Iterator
     rows = read_annotations(
         options.output,
         parse_options(options.storage_options),
-        ["uri", "start_s", "end_s", "scores"],
+        [*("video_id", "uri", "segment", "track_id", "window"), "start_s", "end_s", "scores"],
     ).to_pylist()
     by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in first_model(rows):
         for name in {row["uri"], posixpath.basename(row["uri"])}:
             by_name.setdefault(name, []).append(row)
     spans = ("start_s", "end_s")

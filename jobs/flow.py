@@ -23,7 +23,7 @@ from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from jobs.setup import Setting
 from pipeline.config import ResourcesConfig
 from pipeline.errors import JobFailed, cannot_write
-from pipeline.lake.commit import RunStamp, commit_segments, segment_state
+from pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from pipeline.lake.layout import Lake
 from pipeline.lake.lease import Fence, LeaseLost
 from pipeline.planning import Plan
@@ -105,8 +105,7 @@ def annotated(
         config.faces,
         config.windows,
         config.limits,
-        setting.model.crop,
-        setting.model.face_info.source if setting.model.face_info else None,
+        setting.needs,
         "cuda" if config.resources.gpus_per_face_actor else "cpu",
         any("://" in uri for uri in plan.todo["uri"].to_pylist()),
         dict(setting.storage.options),
@@ -131,7 +130,7 @@ def annotated(
     )
     dataset = dataset.map_batches(
         AnnotationActor,
-        fn_constructor_args=(AnnotationSettings(config.model, config.annotator),),
+        fn_constructor_args=(AnnotationSettings(config.models, config.annotator),),
         batch_size=_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
@@ -183,7 +182,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "state": segment_state(row),
             "reason": row["reason"],
             "n_tracks": len(row["tracks"]),
-            "n_windows": len(row["annotations"]),
+            "n_windows": len(first_model(row["annotations"])),
             "n_dropped_tracks": row["n_dropped_tracks"],
             "video_seconds": row["video_seconds"],
             "face_seconds": row["face_seconds"],

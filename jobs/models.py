@@ -17,7 +17,7 @@ from pipeline.models.catalog import (
     model_folder,
     model_revision,
 )
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import read_config
 
 
 def list_command(options: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def _about(name: str) -> dict[str, Any]:
     from pipeline.labels import label_set
 
     folder = model_folder(name)
-    config = ModelConfig.read(folder)
+    config = read_config(folder)
     return {
         "name": config.name,
         "family": config.family,
@@ -58,7 +58,6 @@ def _about(name: str) -> dict[str, Any]:
         "megabytes": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
         "label_set": config.label_set,
         "labels": list(label_set(config.label_set)),
-        "image_size": config.vision.image_size,
     }
 
 

@@ -13,7 +13,8 @@ def plan_command(options: argparse.Namespace) -> int:
     plan = setting.plan(read_videos(options, setting.storage))
     result = {
         "output": setting.lake.uri,
-        "model": {"name": setting.model.name, "revision": setting.model_revision},
+        "model": setting.models[0].told,
+        "models": [model.told for model in setting.models],
         "config_hash": setting.config_hash,
         "videos": {
             "total": plan.total,

@@ -14,9 +14,27 @@ from pipeline.faces.weights import checkpoint_file, identity_models
 from pipeline.lake.layout import Lake
 from pipeline.lake.ledger import Ledger, read_ledger
 from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import ModelConfig, read_config
+from pipeline.needs import Needs
 from pipeline.planning import Plan, make_plan
 from pipeline.storage import Storage, parse_options
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model of the run, as far as it can be known without loading it."""
+
+    config: ModelConfig
+    revision: str
+
+    @property
+    def told(self) -> dict[str, str]:
+        return {"name": self.config.name, "revision": self.revision}
+
+    @classmethod
+    def of(cls, name_or_path: str) -> ChosenModel:
+        folder = model_folder(name_or_path)
+        return cls(read_config(folder), model_revision(folder))
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,7 @@ class Setting:
     """One call of annotate or plan, validated."""
 
     config: Config
-    model: ModelConfig
-    model_revision: str
+    models: tuple[ChosenModel, ...]
     detector_revision: str
     storage: Storage
     lake: Lake
@@ -34,7 +51,13 @@ class Setting:
 
     @property
     def config_hash(self) -> str:
-        return self.config.results_hash(self.model_revision, self.detector_revision)
+        revisions = "+".join(model.revision for model in self.models)
+        return self.config.results_hash(revisions, self.detector_revision)
+
+    @property
+    def needs(self) -> Needs:
+        """What the face stage must make for all models together."""
+        return Needs.of_all(model.config.needs for model in self.models)
 
     def plan(self, videos: list[Video]) -> Plan:
         return make_plan(
@@ -59,19 +82,16 @@ def read_setting(options: argparse.Namespace) -> Setting:
     config = load_config(
         options.config, options.settings, model=options.model, corpus=options.corpus
     )
-    folder = model_folder(config.model)
-    model = ModelConfig.read(folder)
-    if model.face_info is not None and model.face_info.source != "onet":
-        raise UserError(
-            f"model {model.name} reads {model.face_info.source} features; the face stage makes onet's"
-        )
+    models = tuple(ChosenModel.of(model) for model in config.models)
+    revisions = [model.revision for model in models]
+    if len(set(revisions)) < len(revisions):
+        raise UserError(f"--model {config.model} names one model twice")
     if config.faces.identity is not None:
         identity_models()
     storage = Storage(parse_options(options.storage_options))
     return Setting(
         config=config,
-        model=model,
-        model_revision=model_revision(folder),
+        models=models,
         detector_revision=_detector_revision(config.faces),
         storage=storage,
         lake=Lake.at(options.output, storage),

@@ -160,7 +160,11 @@ class IcebergConfig(_Part):
 class Config(_Part):
     """The whole tree."""
 
-    model: str = Field("emo-llama-tiny", description="an embedded model's name or a model folder")
+    model: str = Field(
+        "emo-llama-tiny",
+        description="an embedded model's name or a model folder; several, with commas between, annotate "
+        "in one pass",
+    )
     corpus: str = Field(
         "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="partition name of the rows"
     )
@@ -171,6 +175,10 @@ class Config(_Part):
     limits: LimitsConfig = LimitsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     iceberg: IcebergConfig = IcebergConfig()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.model.split(","))
 
     def results_hash(self, model_revision: str, detector_revision: str) -> str:
         """12 hex digits over all that changes results, and nothing else. detector_revision: content

@@ -188,6 +188,15 @@ _track = pa.struct(
     ]
 )
 
+_crops = pa.struct(
+    [
+        ("pictures", pa.list_(pa.binary())),
+        ("landmarks", pa.list_(pa.list_(pa.float32(), 10))),
+    ]
+)
+"""pictures: encoded face crops, one a frame; landmarks: x1 y1 ... x5 y5 per frame as fractions of the
+crop."""
+
 _window = pa.struct(
     [
         ("track_id", pa.int32()),
@@ -196,13 +205,14 @@ _window = pa.struct(
         ("end_s", pa.float64()),
         ("n_interpolated", pa.int32()),
         ("bbox", _box),
-        ("crops", pa.list_(pa.binary())),
-        ("landmarks", pa.list_(pa.list_(pa.float32(), 10))),
+        ("n_frames", pa.int32()),
+        ("crops", pa.list_(_crops)),
+        ("frames", pa.list_(pa.list_(pa.binary()))),
         ("features", pa.list_(pa.list_(pa.float32()))),
     ]
 )
-"""crops: encoded pictures, one a frame; landmarks: x1 y1 ... x5 y5 per frame as fractions of the
-crop; features: the detector's global face feature per frame."""
+"""crops, frames: one entry a view of needs.Needs, in its order; frames: encoded whole frames;
+features: the detector's global face feature per frame."""
 
 FACES_ROW = pa.schema(
     [
@@ -230,10 +240,17 @@ _annotation = pa.struct(
         ("emotion", pa.string()),
         ("confidence", pa.float32()),
         ("scores", _scores),
+        ("description", pa.string()),
+        ("action_units", pa.list_(pa.string())),
+        ("valence", pa.float32()),
+        ("arousal", pa.float32()),
+        ("intensity", pa.float32()),
+        ("transcript", pa.string()),
         ("model", pa.string()),
         ("model_revision", pa.string()),
     ]
 )
+"""One annotation a window and model."""
 
 ANNOTATED_ROW = pa.schema(
     [

@@ -17,6 +17,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from pipeline.faces.align import CropSpec
+from pipeline.needs import CropView, Needs
+
+SMALL_CROPS = Needs(crops=(CropView(CropSpec(48)),), features=True)
+"""What the face stage makes in tests that look at faces and load no model."""
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

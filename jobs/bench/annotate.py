@@ -25,13 +25,11 @@ def bench_annotate(clips: list[Path], _scratch: Path, _options: Namespace) -> It
     torch.set_num_threads(1)
     annotator = EmoLlamaAnnotator(DEFAULT_MODEL, AnnotatorConfig())
     decode = DecodeConfig()
-    stage = FaceStage(
-        FacesConfig(), WindowsConfig(), annotator.model_config.crop, decode.sample_fps
-    )
+    stage = FaceStage(FacesConfig(), WindowsConfig(), annotator.needs, decode.sample_fps)
     windows: list[WindowInput] = []
     for path in clips:
         found = stage(sampled_frames(str(path), decode, 0.0, math.inf, Ending()))
-        windows += [WindowInput.of(row, {}) for row in found.windows]
+        windows += [WindowInput.of(row, annotator.needs, {}) for row in found.windows]
     if not windows:
         raise UserError("the clips show no face to annotate")
     windows = (windows * math.ceil(64 / len(windows)))[:64]

@@ -21,10 +21,11 @@ from jobs.bench.truth import Truth, read_truth, true_box
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import Ending, TimedFrame, sampled_frames
 from pipeline.faces.align import CropSpec
+from pipeline.needs import CropView, Needs
 from pipeline.schema import VIDEO_ROW
 
 _DECODE = DecodeConfig()
-_CROP = CropSpec(48)
+_NEEDS = Needs(crops=(CropView(CropSpec(48)),), features=True)
 _HEIGHTS = (720, 1080)
 _MEMORY_MB = 700.0
 _SAME_BOX_IOU = 0.4
@@ -60,7 +61,7 @@ def _speed(clips: list[Path]) -> Iterator[Measurement]:
     from pipeline.faces.mtcnn import Mtcnn
     from pipeline.faces.stage import FaceStage
 
-    stage = FaceStage(FacesConfig(), WindowsConfig(), _CROP, _DECODE.sample_fps)
+    stage = FaceStage(FacesConfig(), WindowsConfig(), _NEEDS, _DECODE.sample_fps)
     alone = Mtcnn()
     width = FacesConfig().detect_width
     batch = FacesConfig().batch_frames
@@ -159,7 +160,7 @@ def _actors(clips: list[Path]) -> Iterator[Measurement]:
 
 
 def _settings() -> FaceSettings:
-    return FaceSettings(_DECODE, FacesConfig(), WindowsConfig(), LimitsConfig(), _CROP)
+    return FaceSettings(_DECODE, FacesConfig(), WindowsConfig(), LimitsConfig(), _NEEDS)
 
 
 def _segments_of(path: Path, wanted: list[int] | None = None) -> pa.Table:
@@ -227,7 +228,7 @@ def _quality(clips: list[Path], truth: Truth) -> Iterator[Measurement]:
     from pipeline.faces.detector import pairwise_iou
     from pipeline.faces.stage import FaceStage
 
-    stage = FaceStage(FacesConfig(), WindowsConfig(), _CROP, _DECODE.sample_fps)
+    stage = FaceStage(FacesConfig(), WindowsConfig(), _NEEDS, _DECODE.sample_fps)
     present, matched, strange, total = 0, 0, 0, 0
     people, fragments, switches = 0, 0, 0
     for path in clips:

@@ -14,9 +14,9 @@ from jobs.bench.truth import Truth, true_box
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, sampled_frames
 from pipeline.errors import UserError
-from pipeline.faces.align import CropSpec
 from pipeline.faces.stage import FaceStage
 from pipeline.faces.tracker import Sighting, Track
+from pipeline.needs import Needs
 
 _ACROSS = 8
 _TILE = (320, 180)
@@ -31,7 +31,7 @@ def contact_sheet(clips: list[Path], truth: Truth, target: Path) -> None:
     UserError where the picture cannot be written.
     """
     decode = DecodeConfig()
-    stage = FaceStage(FacesConfig(), WindowsConfig(), CropSpec(48), decode.sample_fps)
+    stage = FaceStage(FacesConfig(), WindowsConfig(), Needs(), decode.sample_fps)
     rows = []
     for path in clips:
         frames = list(sampled_frames(str(path), decode, 0.0, math.inf, Ending()))

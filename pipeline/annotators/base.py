@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import AnnotatorConfig
+from pipeline.models.catalog import model_folder
+from pipeline.models.config import read_config
+from pipeline.needs import CropView, FrameView, Needs
+
+
+@dataclass(frozen=True)
+class FaceCrops:
+    """T encoded RGB pictures of a view's size; landmarks: (T, 5, 2) float32 as fractions of them."""
+
+    pictures: list[bytes]
+    landmarks: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class WindowInput:
     """What a model sees of one window of T frames.
 
-    crops: T encoded RGB pictures of the annotator's crop size; landmarks: (T, 5, 2) float32 as
-    fractions of the crop; features: (T, D) float32 global face features; attributes: age, gender
-    and race where known.
+    crops, frames: by the views that the annotator's needs name; features: (T, D) float32 global face
+    features; attributes: age, gender and race where known; sound: (N,) int16, 16 kHz mono, of the
+    window's span, None where the video has none; transcript: what is said in it.
     """
 
-    crops: list[bytes]
-    landmarks: NDArray[np.float32]
+    crops: Mapping[CropView, FaceCrops]
     features: NDArray[np.float32]
-    attributes: Mapping[str, str]
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    frames: Mapping[FrameView, list[bytes]] = field(default_factory=dict)
+    sound: NDArray[np.int16] | None = None
+    transcript: str | None = None
 
     @classmethod
-    def of(cls, window: Mapping[str, Any], attributes: Mapping[str, str]) -> WindowInput:
-        """From a window struct of schema.FACES_ROW."""
+    def of(
+        cls, window: Mapping[str, Any], needs: Needs, attributes: Mapping[str, str]
+    ) -> WindowInput:
+        """From a window struct of schema.FACES_ROW that was made for `needs`."""
         return cls(
-            crops=window["crops"],
-            landmarks=np.asarray(window["landmarks"], np.float32).reshape(-1, 5, 2),
+            crops={
+                view: FaceCrops(
+                    made["pictures"], np.asarray(made["landmarks"], np.float32).reshape(-1, 5, 2)
+                )
+                for view, made in zip(needs.crops, window["crops"], strict=True)
+            },
             features=np.asarray(window["features"], np.float32),
             attributes=attributes,
+            frames=dict(zip(needs.frames, window["frames"], strict=True)),
         )
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """scores: probability of each label of the label set, in its order; they sum to 1."""
+    """scores: probability of each label of the label set, in its order; they sum to 1. The rest where
+    the model gives it; transcript: where the model read one."""
 
     scores: dict[str, float]
+    description: str | None = None
+    action_units: list[str] | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    intensity: float | None = None
+    transcript: str | None = None
 
     @property
     def emotion(self) -> str:
@@ -53,19 +81,30 @@ class Annotation:
 
 
 class Annotator(Protocol):
-    """A loaded model. name and revision stand in every row it makes."""
+    """A loaded model. name and revision stand in every row it makes; needs: what it reads."""
 
     name: str
     revision: str
+    needs: Needs
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         """One annotation a window, in order; the result of a window depends on it alone."""
         ...
 
 
+_OF_FAMILY = {
+    "emo-llama": "emo_llama:EmoLlamaAnnotator",
+    "llama-vid": "emo_llama:EmoLlamaAnnotator",
+    "emola": "emola:EmolaAnnotator",
+    "emotion-llama": "emotion_llama:EmotionLlamaAnnotator",
+}
+
+
 def load_annotator(model: str, config: AnnotatorConfig, device: str) -> Annotator:
     """The annotator of an embedded model's name or a model folder, its weights on `device`."""
+    family = read_config(model_folder(model)).family
+    module, _, name = _OF_FAMILY[family].partition(":")
     # Torch and transformers take seconds to import; only who loads a model pays for them.
-    from pipeline.annotators.emo_llama import EmoLlamaAnnotator
-
-    return EmoLlamaAnnotator(model, config, device)
+    kind = getattr(importlib.import_module(f"pipeline.annotators.{module}"), name)
+    annotator: Annotator = kind(model, config, device)
+    return annotator

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.config import AnnotatorConfig
-from pipeline.faces.stage import decode_crop
+from pipeline.faces.encoding import decode_crop
 from pipeline.labels import label_set
 from pipeline.models.folder import load_model
 from pipeline.models.prompts import PromptTokens
@@ -27,6 +27,8 @@ class EmoLlamaAnnotator:
         self.revision = loaded.revision
         self.network = loaded.network
         self.model_config = loaded.config
+        self.needs = loaded.config.needs
+        (self.view,) = self.needs.crops
         self.prompter = loaded.prompter
         self.labels = label_set(config.label_set or loaded.config.label_set)
         self.use_attributes = config.use_attributes and loaded.config.attributes
@@ -41,7 +43,8 @@ class EmoLlamaAnnotator:
         groups: dict[tuple[int, tuple[tuple[str, str], ...]], list[int]] = {}
         for i, window in enumerate(windows):
             told = tuple(sorted(window.attributes.items())) if self.use_attributes else ()
-            groups.setdefault((len(window.crops), told), []).append(i)
+            frames = len(window.crops[self.view].pictures)
+            groups.setdefault((frames, told), []).append(i)
         for (_, told), members in groups.items():
             prompt = self.prompter.emotion(self.labels, dict(told))
             for i, scores in zip(members, self._scored(windows, members, prompt), strict=True):
@@ -71,7 +74,9 @@ class EmoLlamaAnnotator:
     def _forward(self, batch: list[WindowInput], prompt: PromptTokens, trie: LabelTrie) -> Tensor:
         """(B, L) log-probabilities of windows of equal length."""
         embeds = self._embeds(batch, prompt)
-        return label_log_probabilities(self.network, embeds, trie, self.model_config.temperature)
+        return label_log_probabilities(
+            self.network.language, embeds, trie, self.model_config.temperature
+        )
 
     @torch.inference_mode()
     def generate_answer(self, window: WindowInput, max_tokens: int) -> str:
@@ -79,25 +84,27 @@ class EmoLlamaAnnotator:
         prompt = self.prompter.emotion(
             self.labels, window.attributes if self.use_attributes else {}
         )
-        ids = greedy(self.network, self._embeds([window], prompt), max_tokens)[0].tolist()
+        ids = greedy(self.network.language, self._embeds([window], prompt), max_tokens)[0].tolist()
         stop = ids.index(self.prompter.eos) if self.prompter.eos in ids else len(ids)
         return str(self.prompter.tokenizer.decode(ids[:stop])).strip()
 
     def _embeds(self, batch: list[WindowInput], prompt: PromptTokens) -> Tensor:
         """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
-        frames = len(batch[0].crops)
+        frames = len(batch[0].crops[self.view].pictures)
         dtype = self.network.query_tokens.dtype
         question = torch.tensor(prompt.question, device=self.device)
         encoded = self.network.encode_frames(self._pixels(batch).to(dtype), question)
         tokens = encoded.frame_tokens.unflatten(0, (len(batch), frames))
         features = torch.from_numpy(np.stack([w.features for w in batch])).to(self.device, dtype)
-        landmarks = torch.from_numpy(np.stack([w.landmarks for w in batch])).to(self.device, dtype)
+        points = np.stack([window.crops[self.view].landmarks for window in batch])
+        landmarks = torch.from_numpy(points).to(self.device, dtype)
         visual = self.network.visual_tokens(tokens, features, landmarks)
         return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
 
     def _pixels(self, batch: list[WindowInput]) -> Tensor:
         """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
-        pictures = np.stack([decode_crop(crop) for window in batch for crop in window.crops])
+        crops = [crop for window in batch for crop in window.crops[self.view].pictures]
+        pictures = np.stack([decode_crop(crop) for crop in crops])
         pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float()
         if self.model_config.processor.grayscale:
             # Rec. 601 luma rounded to whole levels, as training's OpenCV conversion gives it.

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.lake.commit import first_model
 from pipeline.lake.reading import read_annotations, read_tracks, read_videos
 
 _MOST_NAMED = 5
@@ -80,7 +81,7 @@ def read_story(output: str, video: str, options: Mapping[str, Any] | None = None
         names = ", ".join(f"{uri} ({video_id})" for video_id, uri in sorted(found)[:_MOST_NAMED])
         raise UserError(f"{video!r} means {len(found)} videos; name one by its video_id: {names}")
     ((video_id, uri),) = found
-    windows = _of(read_annotations(output, options), video_id)
+    windows = first_model(_of(read_annotations(output, options), video_id))
     tracks = _of(read_tracks(output, options), video_id)
     by_track: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for window in sorted(windows, key=lambda w: w["start_s"]):

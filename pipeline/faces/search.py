@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -21,6 +22,7 @@ from pipeline.config import FacesConfig
 from pipeline.decode import TimedFrame
 from pipeline.faces.cuts import CutDetector
 from pipeline.faces.detector import Detections, Detector, Frame, pairwise_iou
+from pipeline.faces.encoding import encode_crop
 from pipeline.faces.mtcnn import Mtcnn
 
 _SAME_FACE_IOU = 0.3  # of a face in two keyframes: a second apart it may well have moved
@@ -42,12 +44,20 @@ class Look:
     key: bool
     faces: Detections | None = None
     _full: Frame | None = field(default=None, repr=False)
+    _squashed: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     def full(self) -> Frame:
         """The frame in its own size, rendered once."""
         if self._full is None:
             self._full = self.frame.rgb()
         return self._full
+
+    def squashed(self, size: int) -> bytes:
+        """The whole frame at size x size pixels, as JPEG; made once however many faces it shows."""
+        if size not in self._squashed:
+            small = cv2.resize(self.full(), (size, size), interpolation=cv2.INTER_AREA)
+            self._squashed[size] = encode_crop(np.asarray(small, np.uint8), "jpeg")
+        return self._squashed[size]
 
     def found(self) -> Detections:
         assert self.faces is not None

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from pipeline.config import FacesConfig, WindowsConfig
 from pipeline.decode import TimedFrame
 from pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
-from pipeline.faces.detector import Detector, Frame
+from pipeline.faces.detector import Detector
+from pipeline.faces.encoding import decode_crop, encode_crop
 from pipeline.faces.identity import FaceIdentity, persons
 from pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
 from pipeline.faces.search import FaceSearch, Look
-from pipeline.faces.tracker import BridgedBox, Sighting, Track, Tracker
-from pipeline.faces.windows import track_end, windows_of
+from pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
+from pipeline.faces.windows import Window, track_end, windows_of
+from pipeline.needs import Needs
 
-_JPEG_QUALITY = 95
 _THUMBNAIL = 64  # pixels
 _EPSILON = 1e-6  # seconds
 _ENOUGH = 2.0  # source pixels to a crop's pixel; `cut` averages what is finer
@@ -98,25 +99,24 @@ class _Seen:
 class FaceStage:
     """Detects, tracks and cuts. Holds the detector, so make one a process and use it often.
 
-    features: the face analysis network whose features the model reads; MTCNN's O-Net, or none.
-    device: where the detector runs, as torch names it.
+    needs: the views of a window to make; features are those of MTCNN's O-Net. device: where the
+    detector runs, as torch names it.
     """
 
     def __init__(
         self,
         faces: FacesConfig,
         windows: WindowsConfig,
-        crop: CropSpec,
+        needs: Needs,
         sample_fps: float,
-        features: str | None = "onet",
         device: str = "cpu",
     ) -> None:
         self.faces = faces
         self.windows = windows
-        self.crop = crop
+        self.needs = needs
         self.sample_fps = sample_fps
         detector = make_detector(faces, device)
-        extra = features == "onet" and not isinstance(detector, Mtcnn)
+        extra = needs.features and not isinstance(detector, Mtcnn)
         self.identity = FaceIdentity() if faces.identity == "dlib" else None
         self.search = FaceSearch(detector, faces, Mtcnn(device=device) if extra else None)
 
@@ -141,24 +141,31 @@ class FaceStage:
         )
         for look in self.search(frames):
             for track in tracker.update(look.frame.time_s, look.found(), cut=look.cut):
-                self._cut_crop(look, track.sightings[-1])
+                self._cut(look, track.sightings[-1])
                 if self.identity is not None:
                     self.identity.look(look.full(), track.sightings[-1], track)
         return tracker.finish()
 
-    def _cut_crop(self, look: Look, sighting: Sighting) -> None:
-        matrix = crop_matrix(sighting.box, sighting.landmarks, self.crop)
+    def _cut(self, look: Look, sighting: Sighting) -> None:
+        """The views of a face: cut now, since the frame will be gone."""
+        sighting.crops = [self._crop(look, sighting, view.spec) for view in self.needs.crops]
+        if not sighting.crops and self.faces.store_thumbnails:
+            sighting.crops = [self._crop(look, sighting, CropSpec(_THUMBNAIL))]
+        sighting.frames = [look.squashed(view.size) for view in self.needs.frames]
+
+    def _crop(self, look: Look, sighting: Sighting, spec: CropSpec) -> Crop:
+        matrix = crop_matrix(sighting.box, sighting.landmarks, spec)
         shrunk = look.frame.width / look.picture.shape[1]
         crop_pixel = 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
         if crop_pixel >= _ENOUGH * shrunk:
             # The frame at detection width shows the face finely enough, and is at hand.
-            crop = cut(look.picture, matrix * (shrunk, shrunk, 1), self.crop.size)
+            crop = cut(look.picture, matrix * (shrunk, shrunk, 1), spec.size)
         else:
-            crop = cut(look.full(), matrix, self.crop.size)
-        sighting.crop = encode_crop(crop, self.windows.crop_format)
+            crop = cut(look.full(), matrix, spec.size)
         points = transform_points(sighting.landmarks, matrix)
         # Pixel centres are whole numbers, so the crop's left edge stands at -0.5.
-        sighting.crop_landmarks = (points + np.float32(0.5)) / np.float32(self.crop.size)
+        landmarks = (points + np.float32(0.5)) / np.float32(spec.size)
+        return Crop(encode_crop(crop, self.windows.crop_format), landmarks)
 
     def _rows(self, tracks: list[Track], seen: _Seen) -> SegmentFaces:
         track_rows: list[dict[str, Any]] = []
@@ -191,20 +198,37 @@ class FaceStage:
                         "end_s": window.end_s,
                         "n_interpolated": window.n_interpolated,
                         "bbox": _fractions(window.middle.box, seen.size),
-                        "crops": [s.crop for s in window.sightings],
-                        "landmarks": [s.crop_landmarks.ravel().tolist() for s in window.sightings],
+                        "n_frames": len(window.sightings),
                         "features": [s.feature.tolist() for s in window.sightings],
                     }
+                    | self._views(window)
                 )
         dropped = len(tracks) - len(kept)
         return SegmentFaces(track_rows, window_rows, dropped, seen.frames, seen.span_s)
+
+    def _views(self, window: Window) -> dict[str, Any]:
+        """The window's crops and frames, one list a view."""
+        crops, frames = [], []
+        for k, crop_view in enumerate(self.needs.crops):
+            shown = [window.middle] if crop_view.middle_only else window.sightings
+            seen = [sighting.crops[k] for sighting in shown]
+            crops.append(
+                {
+                    "pictures": [crop.picture for crop in seen],
+                    "landmarks": [crop.landmarks.ravel().tolist() for crop in seen],
+                }
+            )
+        for k, frame_view in enumerate(self.needs.frames):
+            shown = [window.middle] if frame_view.middle_only else window.sightings
+            frames.append([sighting.frames[k] for sighting in shown])
+        return {"crops": crops, "frames": frames}
 
     def _thumbnail(self, track: Track) -> bytes | None:
         """The surest sighting's crop as JPEG, blurred unless the user wants to see it."""
         if not self.faces.store_thumbnails:
             return None
         best = max(track.sightings, key=lambda sighting: sighting.score)
-        picture = cv2.resize(decode_crop(best.crop), (_THUMBNAIL, _THUMBNAIL))
+        picture = cv2.resize(decode_crop(best.crops[0].picture), (_THUMBNAIL, _THUMBNAIL))
         if self.faces.blur_thumbnails:
             picture = cv2.GaussianBlur(picture, (0, 0), _THUMBNAIL / 8)
         return encode_crop(np.asarray(picture, np.uint8), "jpeg")
@@ -227,23 +251,6 @@ def make_detector(faces: FacesConfig, device: str = "cpu") -> Detector:
     return RetinaFaceDetector(
         weights, faces.preprocess, faces.weak_score, device=device, precision=faces.precision
     )
-
-
-def encode_crop(crop: Frame, crop_format: str) -> bytes:
-    """An RGB crop as PNG (lossless) or JPEG bytes."""
-    settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if crop_format == "jpeg" else []
-    done, data = cv2.imencode(f".{crop_format}", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), settings)
-    if not done:
-        raise ValueError(f"cannot encode a crop as {crop_format}")
-    return data.tobytes()
-
-
-def decode_crop(data: bytes) -> Frame:
-    """The RGB crop (S, S, 3) uint8 that `encode_crop` took."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError("not an encoded crop")
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _path(track: Track, size: tuple[int, int]) -> list[dict[str, Any]]:

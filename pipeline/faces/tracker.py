@@ -18,6 +18,14 @@ from pipeline.faces.detector import Detections, pairwise_iou
 _MOST_STEPS_AHEAD = 2.0  # a face that was moving when it was lost has rarely kept on longer
 
 
+@dataclass(frozen=True)
+class Crop:
+    """An encoded face crop; landmarks: (5, 2) float32 in fractions of it."""
+
+    picture: bytes
+    landmarks: NDArray[np.float32]
+
+
 @dataclass
 class Sighting:
     """One detection of a track. box and landmarks in pixels of the full frame."""
@@ -27,8 +35,9 @@ class Sighting:
     score: float
     landmarks: NDArray[np.float32]
     feature: NDArray[np.float32]
-    crop: bytes = b""
-    crop_landmarks: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    crops: list[Crop] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
+    """What the face stage cut of it: face crops and whole frames, one a view."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.golden.cases import StageCheck, read_json
-from pipeline.golden.llama_vid import verify_llama_vid
 from pipeline.golden.retinaface import verify_retinaface
+from pipeline.golden.systems import FAMILIES, verify_system
 
 __all__ = ["StageCheck", "verify"]
 
 _FAMILIES: dict[str, Callable[[Path, dict[str, Any]], list[StageCheck]]] = {
-    "llama-vid": verify_llama_vid,
+    **dict.fromkeys(FAMILIES, verify_system),
     "retinaface-resnet50": verify_retinaface,
     "retinaface-mobilenet0.25": verify_retinaface,
 }

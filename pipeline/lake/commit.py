@@ -93,13 +93,25 @@ def _tracks(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, Any]]:
     out = []
     for row in rows:
         for track in row["tracks"]:
-            windows = [a for a in row["annotations"] if a["track_id"] == track["track_id"]]
+            windows = [
+                a for a in first_model(row["annotations"]) if a["track_id"] == track["track_id"]
+            ]
             scores = time_weighted_scores(windows)
             if scores:
                 emotion = max(scores, key=lambda label: scores[label])
                 told = {"dominant_emotion": emotion, "emotion_scores": list(scores.items())}
                 out.append(_identity(row, run) | track | told)
     return out
+
+
+def first_model(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One annotation a window: that of the model named first, which speaks where one has to. Rows of
+    several models stand in the order in which the models were named, in memory as in files."""
+    one: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in annotations:
+        key = (row.get("video_id"), row.get("segment"), row["track_id"], row["window"])
+        one.setdefault(key, row)
+    return list(one.values())
 
 
 def time_weighted_scores(annotations: list[dict[str, Any]]) -> dict[str, float]:
@@ -125,7 +137,7 @@ def _ledger(rows: list[dict[str, Any]], run: RunStamp, commit_id: str) -> list[d
             "codec": row["codec"],
             "state": segment_state(row),
             "n_tracks": len(row["tracks"]),
-            "n_windows": len(row["annotations"]),
+            "n_windows": len(first_model(row["annotations"])),
             "n_dropped_tracks": row["n_dropped_tracks"],
             "commit_id": commit_id,
             "finished_at": now,

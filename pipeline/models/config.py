@@ -1,15 +1,16 @@
-"""Sizes and settings of an EMO-LLaMA model: what config.json of a model folder holds."""
+"""Sizes and settings of a model: what config.json of a model folder holds, one class a family."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.faces.align import CropSpec
+from pipeline.needs import CropView, Needs
 
 
 class _Part(BaseModel):
@@ -66,7 +67,7 @@ class LanguageConfig(_Part):
 class FaceInfoConfig(_Part):
     """Face Info Mining; see docs/model.md for what is the paper's and what is ours."""
 
-    source: Literal["onet", "arcface"] = "onet"
+    source: Literal["onet"] = "onet"
     global_dim: int = 256
     num_landmarks: int = 5
     num_queries: int = 8
@@ -86,7 +87,32 @@ class ProcessorConfig(_Part):
 
 
 class ModelConfig(_Part):
-    """Everything that defines a model but its weights."""
+    """What every family has. temperature: of the calibrated label scores."""
+
+    name: str
+    family: str
+    label_set: str = "fer2013"
+    temperature: float = Field(1.0, gt=0)
+
+    @property
+    def needs(self) -> Needs:
+        """What the face stage must make for it."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads `folder`/config.json; UserError where it is missing, malformed or of another family."""
+        path = folder / "config.json"
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path}: {where}: {first['msg']}") from None
+
+
+class EmoLlamaConfig(ModelConfig):
+    """EMO-LLaMA, and LLaMA-VID where `face_info` is null."""
 
     name: str = "emo-llama"
     family: Literal["emo-llama", "llama-vid"] = "emo-llama"
@@ -97,9 +123,7 @@ class ModelConfig(_Part):
     processor: ProcessorConfig = ProcessorConfig()
     compress_type: str = Field("mean", pattern=r"^(mean|grid:[1-9]\d*)$")
     mm_projector_type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
-    label_set: str = "fer2013"
     attributes: bool = False  # whether it was tuned with age, gender and race in the prompt
-    temperature: float = Field(1.0, gt=0)
 
     @property
     def crop(self) -> CropSpec:
@@ -108,23 +132,95 @@ class ModelConfig(_Part):
         return CropSpec(self.vision.image_size, processor.crop_margin, processor.crop_rise)
 
     @property
+    def needs(self) -> Needs:
+        return Needs(crops=(CropView(self.crop),), features=self.face_info is not None)
+
+    @property
     def content_tokens(self) -> int:
         """Content tokens per frame, beside the one context token."""
         if self.compress_type == "mean":
             return 1
         return int(self.compress_type.partition(":")[2]) ** 2
 
-    @classmethod
-    def read(cls, folder: Path) -> ModelConfig:
-        """Reads `folder`/config.json; UserError where it is missing or malformed."""
-        path = folder / "config.json"
-        try:
-            return cls.model_validate(json.loads(path.read_text()))
-        except FileNotFoundError:
-            raise UserError(f"{folder} is no model folder: it holds no config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: {where}: {first['msg']}") from None
+
+class ClipConfig(_Part):
+    """CLIP's ViT as `transformers` has it; layers past `select_layer` are never run."""
+
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_hidden: int = 4096
+    select_layer: int = Field(-2, lt=0)  # of the hidden states, counted from the end as LLaVA does
+
+    @property
+    def used_depth(self) -> int:
+        """Layers that have a part in the selected hidden state."""
+        return self.depth + 1 + self.select_layer
+
+
+class EmolaConfig(ModelConfig):
+    """EmoLA (arXiv 2404.05052): LLaVA-1.5 with a token of facial landmark features."""
+
+    name: str = "emola"
+    family: Literal["emola"] = "emola"
+    vision: ClipConfig = ClipConfig()
+    language: LanguageConfig = LanguageConfig()
+    landmark_dim: int = 212
+    processor: ProcessorConfig = ProcessorConfig(crop_margin=0.3)
+
+    @property
+    def crop(self) -> CropView:
+        """One picture of the face, as LLaVA reads one picture."""
+        processor = self.processor
+        spec = CropSpec(self.vision.image_size, processor.crop_margin, processor.crop_rise)
+        return CropView(spec, middle_only=True)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(crops=(self.crop,))
+
+
+class EmotionLlamaConfig(ModelConfig):
+    """Emotion-LLaMA (arXiv 2406.11161): MiniGPT-v2 with three features of the clip."""
+
+    name: str = "emotion-llama"
+    family: Literal["emotion-llama"] = "emotion-llama"
+    label_set: str = "mer2023"
+    vision: VisionConfig = VisionConfig(image_size=448)
+    language: LanguageConfig = LanguageConfig()
+    feature_dim: int = 1024
+    lora_alpha: float = 16.0  # of the published adapter, which conversion merges into the base
+    join: int = 4  # neighbouring patches that become one token
+    processor: ProcessorConfig = ProcessorConfig()
+
+
+_FAMILIES: dict[str, type[ModelConfig]] = {
+    "emo-llama": EmoLlamaConfig,
+    "llama-vid": EmoLlamaConfig,
+    "emola": EmolaConfig,
+    "emotion-llama": EmotionLlamaConfig,
+}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """`folder`/config.json by the family it names; UserError where it is of none that we have."""
+    family = read_json(folder / "config.json").get("family", "emo-llama")
+    if family not in _FAMILIES:
+        known = ", ".join(_FAMILIES)
+        raise UserError(f"{folder}/config.json: family {family!r} is unknown; known: {known}")
+    return _FAMILIES[family].read(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder; UserError where there is none."""
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no model folder: it holds no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return tree

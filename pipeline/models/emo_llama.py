@@ -12,19 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    InstructBlipQFormerConfig,
-    InstructBlipQFormerModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
-from pipeline.models.config import LanguageConfig, ModelConfig, QFormerConfig
+from pipeline.models.config import EmoLlamaConfig, QFormerConfig
 from pipeline.models.face_info import FaceInfoMining
+from pipeline.models.language import causal_language, spliced
 from pipeline.models.vision import VisionTower
-
-IMAGE_TOKEN = -200
-"""Placeholder id in a prompt: here the frame tokens (and face tokens) go (LLaVA's convention)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class EncodedFrames:
 class EmoLlama(nn.Module):
     """Frames, facial priors and a prompt -> next-token logits."""
 
-    def __init__(self, config: ModelConfig, attention: str = "sdpa") -> None:
+    def __init__(self, config: EmoLlamaConfig, attention: str = "sdpa") -> None:
         super().__init__()
         self.config = config
         vision, width = config.vision, config.language.width
@@ -63,7 +56,7 @@ class EmoLlama(nn.Module):
         self.face_info = (
             FaceInfoMining(config.face_info, width) if config.face_info is not None else None
         )
-        self.language = LlamaForCausalLM(_llama_config(config.language, attention))
+        self.language = causal_language(config.language, attention)
 
     def encode_frames(self, pixel_values: Tensor, question_ids: Tensor) -> EncodedFrames:
         """pixel_values (N, 3, H, W) normalised, question_ids (n,) for the Q-Former."""
@@ -112,14 +105,7 @@ class EmoLlama(nn.Module):
 
     def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
         """prompt_ids (m,) with one IMAGE_TOKEN, visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
-        (at,) = torch.nonzero(prompt_ids == IMAGE_TOKEN, as_tuple=True)
-        if len(at) != 1:
-            raise ValueError(f"a prompt needs exactly one image placeholder, this has {len(at)}")
-        embed = self.language.get_input_embeddings()
-        batch = len(visual_tokens)
-        before = embed(prompt_ids[: int(at)]).expand(batch, -1, -1)
-        after = embed(prompt_ids[int(at) + 1 :]).expand(batch, -1, -1)
-        return torch.cat([before, visual_tokens.to(before.dtype), after], dim=1)
+        return spliced(self.language, prompt_ids, visual_tokens)
 
 
 def _qformer_config(
@@ -137,24 +123,5 @@ def _qformer_config(
         encoder_hidden_size=vision_width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation=attention,
-    )
-
-
-def _llama_config(config: LanguageConfig, attention: str) -> LlamaConfig:
-    return LlamaConfig(  # type: ignore[call-arg]
-        vocab_size=config.vocab_size,
-        hidden_size=config.width,
-        intermediate_size=config.mlp_hidden,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads or config.heads,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        tie_word_embeddings=False,
         attn_implementation=attention,
     )

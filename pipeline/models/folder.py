@@ -20,7 +20,7 @@ from pipeline.models.catalog import (
     model_folder,
     model_revision,
 )
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.loading import fill
 from pipeline.models.prompts import Prompter, read_tokenizer
@@ -34,7 +34,7 @@ class LoadedModel:
 
     name: str
     revision: str
-    config: ModelConfig
+    config: EmoLlamaConfig
     network: EmoLlama
     prompter: Prompter
 
@@ -42,7 +42,7 @@ class LoadedModel:
 def load_model(name_or_path: str, device: str = "cpu", attention: str = "sdpa") -> LoadedModel:
     """Loads a model folder strictly, in float32 on a CPU and bfloat16 on a GPU, ready to infer."""
     folder = model_folder(name_or_path)
-    config = ModelConfig.read(folder)
+    config = EmoLlamaConfig.read(folder)
     network = EmoLlama(config, attention)
     try:
         weights = load_file(folder / WEIGHTS)

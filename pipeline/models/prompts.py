@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.errors import UserError
-from pipeline.models.emo_llama import IMAGE_TOKEN
+from pipeline.models.language import IMAGE_TOKEN
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from pipeline.models.emo_llama import EmoLlama
+from transformers import LlamaForCausalLM
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,23 @@ class LabelTrie:
 
 
 def label_log_probabilities(
-    model: EmoLlama, embeds: Tensor, trie: LabelTrie, temperature: float = 1.0
+    language: LlamaForCausalLM, embeds: Tensor, trie: LabelTrie, temperature: float = 1.0
 ) -> Tensor:
     """embeds (B, S, D) up to the prompt's end -> (B, L) float32 log-probabilities that sum to 1."""
-    scores = sequence_log_probabilities(model, embeds, trie)
+    scores = sequence_log_probabilities(language, embeds, trie)
     return (scores / temperature).log_softmax(-1)
 
 
-def sequence_log_probabilities(model: EmoLlama, embeds: Tensor, trie: LabelTrie) -> Tensor:
+def sequence_log_probabilities(
+    language: LlamaForCausalLM, embeds: Tensor, trie: LabelTrie
+) -> Tensor:
     """(B, L) float32: log of the product of each label's token probabilities after the prompt."""
     prompt = embeds.shape[1]
-    out = model.language(inputs_embeds=embeds, use_cache=bool(trie.inner), logits_to_keep=1)
+    out = language(inputs_embeds=embeds, use_cache=bool(trie.inner), logits_to_keep=1)
     after = [out.logits[:, -1:].float().log_softmax(-1)]
     if trie.inner:
         tokens, mask, depth = _tree(trie, len(embeds), prompt, embeds)
-        inner = model.language(
+        inner = language(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=(prompt + depth).expand(len(embeds), -1),
@@ -80,12 +81,12 @@ def sequence_log_probabilities(model: EmoLlama, embeds: Tensor, trie: LabelTrie)
     return torch.stack(columns, dim=1)
 
 
-def greedy(model: EmoLlama, embeds: Tensor, steps: int) -> Tensor:
+def greedy(language: LlamaForCausalLM, embeds: Tensor, steps: int) -> Tensor:
     """`steps` most likely tokens after embeds (B, S, D): (B, steps) int64; no stop token."""
-    out = model.language(inputs_embeds=embeds, use_cache=True)
+    out = language(inputs_embeds=embeds, use_cache=True)
     ids = [out.logits[:, -1].argmax(-1)]
     while len(ids) < steps:
-        out = model.language(
+        out = language(
             input_ids=ids[-1][:, None], past_key_values=out.past_key_values, use_cache=True
         )
         ids.append(out.logits[:, -1].argmax(-1))

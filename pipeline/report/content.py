@@ -8,12 +8,13 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.lake.commit import time_weighted_scores
+from pipeline.lake.commit import first_model, time_weighted_scores
 from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
 from pipeline.lake.reading import live_rows
 
 _COLUMNS = [
+    "model",
     "video_id",
     "segment",
     "track_id",
@@ -37,11 +38,12 @@ class Span:
     emotion: str
     confidence: float
     scores: list[tuple[str, float]]
+    model: str
 
 
 @dataclass
 class VideoReport:
-    """One video. lanes: (segment, track_id) -> its windows in time order."""
+    """One video. lanes: (segment, track_id, model) -> its windows in time order."""
 
     video_id: str
     uri: str
@@ -49,10 +51,16 @@ class VideoReport:
     reason: str | None
     detail: str | None
     duration_s: float
-    lanes: dict[tuple[int, int], list[Span]] = field(default_factory=dict)
+    lanes: dict[tuple[int, int, str], list[Span]] = field(default_factory=dict)
     dominant: str | None = None
+    counted: list[Span] = field(default_factory=list)
+    """One a window, whatever the number of models."""
     thumbnails: list[str] = field(default_factory=list)
     """JPEGs in base64, one a track, where the user stored them."""
+
+    @property
+    def tracks(self) -> int:
+        return len({lane[:2] for lane in self.lanes})
 
     @property
     def name(self) -> str:
@@ -75,6 +83,8 @@ class Report:
     stretch_s: float
     failures: list[tuple[str, int, list[str]]]
     runs: list[dict[str, Any]]
+    models: int
+    """Distinct models in the rows."""
 
 
 def read_report(lake: Lake) -> Report:
@@ -96,25 +106,32 @@ def read_report(lake: Lake) -> Report:
     seconds: dict[str, float] = {}
     windows = 0
     weighed: dict[str, list[dict[str, Any]]] = {}
-    for row in _annotations(lake):
+    rows = _annotations(lake)
+    # Where several models read the same windows, the first one's are what is added up.
+    counted = {id(row) for row in first_model(rows)}
+    for row in rows:
         video = videos.get(row["video_id"])
         if video is None:
             continue
         span = Span(
             row["start_s"], row["end_s"], row["emotion"], row["confidence"],
-            sorted(row["scores"], key=lambda s: -s[1]),
+            sorted(row["scores"], key=lambda s: -s[1]), row["model"],
         )  # fmt: skip
-        video.lanes.setdefault((row["segment"], row["track_id"]), []).append(span)
+        key = (row["segment"], row["track_id"], row["model"])
+        video.lanes.setdefault(key, []).append(span)
         video.duration_s = max(video.duration_s, span.end_s)
+        if id(row) not in counted:
+            continue
+        video.counted.append(span)
         seconds[span.emotion] = seconds.get(span.emotion, 0.0) + span.end_s - span.start_s
         windows += 1
         weighed.setdefault(row["video_id"], []).append(row)
-    for row in live_rows(lake, "tracks", ["video_id", "thumbnail"]).to_pylist():
-        if row["thumbnail"] is not None and row["video_id"] in videos:
-            picture = base64.b64encode(row["thumbnail"]).decode()
-            videos[row["video_id"]].thumbnails.append(picture)
-    for video_id, rows in weighed.items():
-        scores = time_weighted_scores(rows)
+    for track in live_rows(lake, "tracks", ["video_id", "thumbnail"]).to_pylist():
+        if track["thumbnail"] is not None and track["video_id"] in videos:
+            picture = base64.b64encode(track["thumbnail"]).decode()
+            videos[track["video_id"]].thumbnails.append(picture)
+    for video_id, windows_of in weighed.items():
+        scores = time_weighted_scores(windows_of)
         videos[video_id].dominant = max(scores, key=lambda label: scores[label])
     for video in videos.values():
         for lane in video.lanes.values():
@@ -126,13 +143,14 @@ def read_report(lake: Lake) -> Report:
         videos=ordered,
         states={s: sum(v.state == s for v in ordered) for s in ("annotated", "no_face", "failed")},
         hours=sum(v.duration_s for v in ordered) / 3600,
-        tracks=sum(len(v.lanes) for v in ordered),
+        tracks=sum(v.tracks for v in ordered),
         windows=windows,
         seconds=dict(sorted(seconds.items(), key=lambda item: -item[1])),
         over_time=over_time,
         stretch_s=stretch_s,
         failures=_failures(ordered),
         runs=_runs(lake),
+        models=len({row["model"] for row in rows}),
     )
 
 
@@ -143,7 +161,7 @@ def _annotations(lake: Lake) -> list[dict[str, Any]]:
 
 def _over_time(videos: list[VideoReport]) -> tuple[float, list[dict[str, float]]]:
     """Length of a stretch, and per stretch the seconds of each emotion; nothing without windows."""
-    spans = [span for video in videos for lane in video.lanes.values() for span in lane]
+    spans = [span for video in videos for span in video.counted]
     end = max((span.end_s for span in spans), default=0.0)
     if end <= 0:
         return 0.0, []

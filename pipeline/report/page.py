@@ -44,6 +44,7 @@ def bars(video: VideoReport) -> list[dict[str, object]]:
     """Rectangles of a video's timeline: one lane a track, height by confidence."""
     scale = _WIDTH / max(video.duration_s, 1e-6)
     out: list[dict[str, object]] = []
+    models = {key[2] for key in video.lanes}
     for lane, (_, spans) in enumerate(sorted(video.lanes.items())):
         for span in spans:
             height = max(_LANE * span.confidence, 3)
@@ -54,7 +55,7 @@ def bars(video: VideoReport) -> list[dict[str, object]]:
                     "width": round(max((span.end_s - span.start_s) * scale - 1, 1), 1),
                     "height": round(height, 1),
                     "fill": colour(span.emotion),
-                    "told": _told(span),
+                    "told": _told(span) + (f"  {span.model}" if len(models) > 1 else ""),
                 }
             )
     return out

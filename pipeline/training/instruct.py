@@ -30,7 +30,7 @@ class InstructionTuner(nn.Module):
     def log_scores(self, clips: Clips, features: Tensor) -> Tensor:
         """(B, L) log-probabilities, normalised over the label set."""
         embeds = self._embeds(clips, features)
-        return sequence_log_probabilities(self.network, embeds, self.trie).log_softmax(-1)
+        return sequence_log_probabilities(self.network.language, embeds, self.trie).log_softmax(-1)
 
     def loss(
         self, clips: Clips, features: Tensor, target: Tensor, weights: Tensor, smoothing: float

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.vision import ConvStem
 from pipeline.training.augment import Clips
 
@@ -15,7 +15,7 @@ class StemClassifier(nn.Module):
     """The stem under global average pooling and one linear layer; it sees each clip's first frame
     and, being no more than a stem, no face features."""
 
-    def __init__(self, config: ModelConfig, n_labels: int) -> None:
+    def __init__(self, config: EmoLlamaConfig, n_labels: int) -> None:
         super().__init__()
         self.size = config.vision.image_size
         processor = config.processor

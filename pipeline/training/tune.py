@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import minimize_scalar
 
 from pipeline.labels import LABEL_SETS, label_set
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import QUESTION_LIMIT, save_model
 from pipeline.models.prompts import (
@@ -46,7 +46,7 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: ModelConfig
+    model: EmoLlamaConfig
     data: DataConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -95,7 +95,9 @@ def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores
     return scores
 
 
-def _faces(path: Path, model: ModelConfig, work: Path, log: Callable[[str], None]) -> LabelledFaces:
+def _faces(
+    path: Path, model: EmoLlamaConfig, work: Path, log: Callable[[str], None]
+) -> LabelledFaces:
     faces = prepare_faces(
         path,
         label_set(model.label_set),

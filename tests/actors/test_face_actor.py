@@ -17,16 +17,16 @@ from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.decode import VideoInfo
 from pipeline.errors import JobFailed
-from pipeline.faces.align import CropSpec
 from pipeline.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
 from pipeline.segments import segment_rows
+from tests.conftest import SMALL_CROPS
 
 POISON = "tests.actors.poison_child"
 
 
 def settings(**limits: Any) -> FaceSettings:
     return FaceSettings(
-        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(**limits), CropSpec(48)
+        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(**limits), SMALL_CROPS
     )
 
 
@@ -68,7 +68,7 @@ def test_a_portrait_gives_one_track_with_its_windows(demo_videos) -> None:
     assert not row["failed"]
     assert len(row["tracks"]) == 1
     assert [w["window"] for w in row["windows"]] == [0, 1, 2]
-    assert row["windows"][0]["crops"][0].startswith(b"\x89PNG")
+    assert row["windows"][0]["crops"][0]["pictures"][0].startswith(b"\x89PNG")
     assert len(row["windows"][0]["features"][0]) == 256
 
 
@@ -117,7 +117,7 @@ def test_a_long_video_becomes_segments(demo_videos) -> None:
         FacesConfig(),
         WindowsConfig(),
         LimitsConfig(),
-        CropSpec(48),
+        SMALL_CROPS,
     )
     rows = run(SegmentPlanner(short), videos(demo_videos / "portrait.mp4"))
     assert [(r["segment"], r["n_segments"], r["start_s"]) for r in rows] == [

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from pipeline.errors import Reason
-from pipeline.faces.align import CropSpec
 from tests.actors.test_face_actor import run, videos
 from tests.chaos.conftest import Amount
 from tests.chaos.harness import Runs, keyed
 from tests.chaos.mutator import damaged_corpus
-from tests.conftest import read_rows
+from tests.conftest import SMALL_CROPS, read_rows
 from tests.pipeline.test_odd_videos import film, portrait
 
 STATES = {"annotated", "no_face", "failed"}
@@ -55,7 +54,7 @@ def test_every_damaged_file_is_accounted_for(
 @pytest.fixture(scope="module")
 def stage() -> tuple[SegmentPlanner, FaceActor]:
     limits = LimitsConfig(segment_timeout_seconds=15, timeout_per_video_second=0)
-    given = FaceSettings(DecodeConfig(), FacesConfig(), WindowsConfig(), limits, CropSpec(48))
+    given = FaceSettings(DecodeConfig(), FacesConfig(), WindowsConfig(), limits, SMALL_CROPS)
     return SegmentPlanner(given), FaceActor(given)
 
 

@@ -8,11 +8,11 @@ import pytest
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, sampled_frames
 from pipeline.errors import UserError
-from pipeline.faces.align import CropSpec
 from pipeline.faces.identity import persons
 from pipeline.faces.stage import FaceStage
 from pipeline.faces.tracker import Sighting, Track
 from pipeline.faces.weights import identity_models
+from tests.conftest import SMALL_CROPS
 
 NOTHING = np.zeros(0, np.float32)
 
@@ -68,6 +68,6 @@ def test_a_person_is_known_again_after_a_cut_to_another(clips, tmp_path) -> None
                 picture = cv2.resize(frame.rgb(), (640, 360))
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
-    stage = FaceStage(FacesConfig(identity="dlib"), WindowsConfig(), CropSpec(48), 4.0)
+    stage = FaceStage(FacesConfig(identity="dlib"), WindowsConfig(), SMALL_CROPS, 4.0)
     frames = sampled_frames(str(film), DecodeConfig(), 0.0, math.inf, Ending())
     assert [t["person_id"] for t in stage(frames).tracks] == [0, 1, 0]

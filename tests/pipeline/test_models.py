@@ -9,19 +9,20 @@ from pipeline.golden import verify
 from pipeline.golden.cases import TOLERANCE
 from pipeline.labels import LABEL_SETS
 from pipeline.models.config import (
+    EmoLlamaConfig,
     FaceInfoConfig,
     LanguageConfig,
-    ModelConfig,
     QFormerConfig,
     VisionConfig,
 )
-from pipeline.models.emo_llama import IMAGE_TOKEN, EmoLlama
-from pipeline.models.llama_vid import resized_positions
+from pipeline.models.emo_llama import EmoLlama
+from pipeline.models.language import IMAGE_TOKEN
 from pipeline.models.prompts import Prompter, attribute_sentence, train_tokenizer
+from pipeline.models.published import resized_positions
 from pipeline.models.scoring import LabelTrie, sequence_log_probabilities
 
 
-def small_config(**changes: object) -> ModelConfig:
+def small_config(**changes: object) -> EmoLlamaConfig:
     fields = {
         "vision": VisionConfig(
             kind="conv_vit", image_size=32, patch_size=8, width=32, depth=1, heads=2,
@@ -33,7 +34,7 @@ def small_config(**changes: object) -> ModelConfig:
         "language": LanguageConfig(vocab_size=400, width=32, depth=2, heads=2, mlp_hidden=64),
         "face_info": FaceInfoConfig(global_dim=16, num_queries=4, width=32, heads=2),
     }  # fmt: skip
-    return ModelConfig(**(fields | changes))  # type: ignore[arg-type]
+    return EmoLlamaConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,19 @@ def model() -> EmoLlama:
     return EmoLlama(small_config()).eval()
 
 
-@pytest.mark.parametrize("case", ["llamavid_a", "llamavid_b"])
+LLAMA_VID = {"vision_features", "qformer_output", "frame_tokens"}
+STAGES = {
+    "llamavid_a": LLAMA_VID,
+    "llamavid_b": LLAMA_VID,
+    "emola_a": {"vision_features", "landmark_token"},
+    "emotion_llama_a": {"multimodal_tokens"},
+}
+
+
+@pytest.mark.parametrize("case", list(STAGES))
 def test_published_checkpoints_compute_what_the_reference_computed(golden, case: str) -> None:
     checks = {check.stage: check for check in verify(golden / case)}
-    assert set(checks) == {
-        "vision_features", "qformer_output", "frame_tokens", "inputs_embeds", "logits", "greedy_ids"
-    }  # fmt: skip
+    assert set(checks) == STAGES[case] | {"inputs_embeds", "logits", "greedy_ids"}
     for check in checks.values():
         assert check.ok, check
         assert check.difference <= TOLERANCE
@@ -97,7 +105,7 @@ def test_label_scores_equal_one_forward_per_label(model: EmoLlama) -> None:
     assert trie.inner, "labels of several tokens are what is tested here"
     with torch.inference_mode():
         embeds = model.splice(torch.tensor(prompt.ids), torch.randn(3, 10, 32))
-        ours = sequence_log_probabilities(model, embeds, trie)
+        ours = sequence_log_probabilities(model.language, embeds, trie)
         for column, label in enumerate(prompt.labels):
             ids = torch.tensor(label).expand(3, -1)
             read = model.language.get_input_embeddings()(ids)

@@ -18,6 +18,7 @@ from pipeline.decode import Ending, probe, sampled_frames
 from pipeline.errors import VideoError
 from pipeline.faces.align import CropSpec, crop_matrix, cut
 from pipeline.faces.stage import FaceStage, SegmentFaces
+from tests.conftest import SMALL_CROPS
 
 Picture = NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def film(
 
 
 def faces_in(path: Path, **faces: Any) -> SegmentFaces:
-    stage = FaceStage(FacesConfig(**faces), WindowsConfig(), CropSpec(48), 4.0)
+    stage = FaceStage(FacesConfig(**faces), WindowsConfig(), SMALL_CROPS, 4.0)
     frames = sampled_frames(str(path), DecodeConfig(), 0.0, math.inf, Ending())
     return stage(frames)
 

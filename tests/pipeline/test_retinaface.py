@@ -7,12 +7,12 @@ import torch
 from pipeline.config import FacesConfig, WindowsConfig
 from pipeline.decode import TimedFrame
 from pipeline.errors import UserError
-from pipeline.faces.align import CropSpec
 from pipeline.faces.detector import pairwise_iou
 from pipeline.faces.retinaface import RetinaFace, priors
 from pipeline.faces.retinaface_detector import RetinaFaceDetector
 from pipeline.faces.stage import FaceStage
 from pipeline.golden import verify
+from tests.conftest import SMALL_CROPS
 
 
 @pytest.mark.parametrize("case", ["retinaface_a", "retinaface_mnet_a"])
@@ -74,7 +74,7 @@ def test_priors_of_640_by_360_are_9520() -> None:
 
 def test_the_face_stage_gives_retinaface_detections_onet_features(checkpoint, monkeypatch) -> None:
     config = FacesConfig(detector="retinaface", weights=str(checkpoint), preprocess="biubug6")
-    stage = FaceStage(config, WindowsConfig(), CropSpec(48), 4.0)
+    stage = FaceStage(config, WindowsConfig(), SMALL_CROPS, 4.0)
     monkeypatch.setattr(
         "pipeline.faces.search.plausible", lambda faces, _: np.arange(len(faces)) < 3
     )

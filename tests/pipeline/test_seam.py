@@ -12,12 +12,12 @@ from pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, WindowsC
 from pipeline.decode import Ending, probe, sampled_frames, segment_spans
 from pipeline.faces.stage import FaceStage
 from pipeline.models.catalog import DEFAULT_MODEL, model_folder
-from pipeline.models.config import ModelConfig
+from pipeline.models.config import read_config
 
 
 def annotated(path: Path, segment_seconds: float) -> list[tuple[dict[str, Any], Annotation]]:
-    crop = ModelConfig.read(model_folder(DEFAULT_MODEL)).crop
-    stage = FaceStage(FacesConfig(), WindowsConfig(), crop, 4.0)
+    needs = read_config(model_folder(DEFAULT_MODEL)).needs
+    stage = FaceStage(FacesConfig(), WindowsConfig(), needs, 4.0)
     annotator = load_annotator(DEFAULT_MODEL, AnnotatorConfig(), "cpu")
     duration = probe(str(path)).duration_s
     out = []
@@ -25,7 +25,7 @@ def annotated(path: Path, segment_seconds: float) -> list[tuple[dict[str, Any], 
     for start, end in segment_spans(duration, config):
         frames = sampled_frames(str(path), config, start, end, Ending())
         windows = stage(frames, start, end, duration or math.inf).windows
-        told = annotator.annotate([WindowInput.of(window, {}) for window in windows])
+        told = annotator.annotate([WindowInput.of(window, needs, {}) for window in windows])
         out += list(zip(windows, told, strict=True))
     return out
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.faces.align import MIRRORED_POINTS
-from pipeline.models.config import ModelConfig, VisionConfig
+from pipeline.models.config import EmoLlamaConfig, VisionConfig
 from pipeline.training.augment import Jitter, augmented_clips, plain_clips
 from pipeline.training.faces import LabelledFaces, canvas_side, crop_to_canvas, prepare_faces
 from pipeline.training.loop import StageConfig, train_stage
@@ -31,9 +31,9 @@ def faces(fer2013, tmp_path_factory) -> LabelledFaces:
     return prepare_faces(folder / "few.parquet", TWO, config().crop, grayscale=True, cache=folder)
 
 
-def config() -> ModelConfig:
+def config() -> EmoLlamaConfig:
     vision = VisionConfig(kind="conv_vit", image_size=48, patch_size=8, stem_channels=(16, 32, 32))
-    return ModelConfig(vision=vision)
+    return EmoLlamaConfig(vision=vision)
 
 
 def split(faces: LabelledFaces) -> tuple[LabelledFaces, LabelledFaces]:

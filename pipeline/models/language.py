@@ -1,0 +1,47 @@
+"""The language side that all LLaMA-based systems share: the model, and visual tokens in a prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.models.config import LanguageConfig
+
+IMAGE_TOKEN = -200
+"""Placeholder id in a prompt: here visual tokens go (LLaVA's convention)."""
+
+
+def causal_language(config: LanguageConfig, attention: str) -> LlamaForCausalLM:
+    return LlamaForCausalLM(_llama_config(config, attention))
+
+
+def spliced(language: LlamaForCausalLM, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+    """prompt_ids (m,) with one IMAGE_TOKEN, visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
+    (at,) = torch.nonzero(prompt_ids == IMAGE_TOKEN, as_tuple=True)
+    if len(at) != 1:
+        raise ValueError(f"a prompt needs exactly one image placeholder, this has {len(at)}")
+    embed = language.get_input_embeddings()
+    batch = len(visual_tokens)
+    before = embed(prompt_ids[: int(at)]).expand(batch, -1, -1)
+    after = embed(prompt_ids[int(at) + 1 :]).expand(batch, -1, -1)
+    return torch.cat([before, visual_tokens.to(before.dtype), after], dim=1)
+
+
+def _llama_config(config: LanguageConfig, attention: str) -> LlamaConfig:
+    return LlamaConfig(  # type: ignore[call-arg]
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_hidden,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads or config.heads,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+    )
