@@ -262,6 +262,28 @@ def _models(commands: Any) -> None:
     )  # fmt: skip
     show.add_argument("name", metavar="NAME", help="embedded model or model folder")
     _json_option(show)
+    convert = _add(
+        actions, "convert", "models:convert_command",
+        "turn a published checkpoint into a model folder",
+        "emolake models convert --family llama-vid llama-vid-7b/ --vision eva_vit_g.pth --output DIR",
+    )  # fmt: skip
+    convert.add_argument("source", type=Path, metavar="SRC", help="the published folder or file")
+    convert.add_argument(
+        "--family", required=True, choices=("llama-vid", "emola", "emotion-llama"),
+        help="whose layout it is",
+    )  # fmt: skip
+    convert.add_argument("--output", required=True, type=Path, metavar="DIR", help="new folder")
+    convert.add_argument(
+        "--base", type=Path, metavar="DIR", help="language model's folder, where SRC is an adapter"
+    )
+    convert.add_argument(
+        "--vision", type=Path, metavar="PATH", help="the vision tower's file or folder, if apart"
+    )
+    convert.add_argument(
+        "--question-tokenizer", type=Path, metavar="PATH",
+        help="llama-vid: the Q-Former's (bert-base-uncased)",
+    )  # fmt: skip
+    _json_option(convert)
     verify = _add(
         actions, "verify", "models:verify_command",
         "compare our arithmetic with a published implementation's golden case",

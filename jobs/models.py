@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
 from jobs.cli import EXIT_FAILED, print_json
@@ -12,10 +13,10 @@ from pipeline.models.catalog import (
     CONFIG,
     DEFAULT_MODEL,
     EMBEDDED,
-    WEIGHTS,
     embedded_models,
     model_folder,
     model_revision,
+    weight_files,
 )
 from pipeline.models.config import read_config
 
@@ -55,10 +56,27 @@ def _about(name: str) -> dict[str, Any]:
         "family": config.family,
         "revision": model_revision(folder),
         "embedded": folder.parent == EMBEDDED,
-        "megabytes": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
+        "megabytes": round(sum(f.stat().st_size for f in weight_files(folder)) / 1e6, 2),
         "label_set": config.label_set,
         "labels": list(label_set(config.label_set)),
     }
+
+
+def convert_command(options: argparse.Namespace) -> int:
+    from pipeline.models.convert import Sources, convert
+
+    sources = Sources(options.source, options.base, options.vision, options.question_tokenizer)
+    made = convert(options.family, sources, options.output)
+    revision = model_revision(options.output)
+    told = {"output": str(options.output), "revision": revision, **asdict(made)}
+    if options.json:
+        print_json(told)
+    else:
+        print(
+            f"{options.output}: revision {revision}, {made.tensors} tensors in {made.shards} files, "
+            f"{made.bytes / 1e9:.2f} GB"
+        )
+    return 0
 
 
 def verify_command(options: argparse.Namespace) -> int:

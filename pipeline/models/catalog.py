@@ -1,12 +1,14 @@
 """Which models there are: embedded ones by name, folders by path. Imports no torch.
 
-A model folder holds config.json, model.safetensors, tokenizer.json, where the Q-Former has another
-one question_tokenizer.json, and a README.md that is the model card.
+A model folder holds config.json, model.safetensors (or shards with an index of the form that
+`transformers` writes), tokenizer.json, where the Q-Former has another one question_tokenizer.json, and
+a README.md that is the model card.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -14,6 +16,7 @@ from pipeline.errors import UserError
 EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULT_MODEL = "emo-llama-tiny"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+INDEX = "model.safetensors.index.json"
 TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "question_tokenizer.json"
 
 
@@ -30,9 +33,9 @@ def model_folder(name_or_path: str) -> Path:
         return EMBEDDED / name_or_path
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        for part in (CONFIG, WEIGHTS):
-            if not (path / part).exists():
-                raise UserError(f"{path} is no model folder: it holds no {part}")
+        if not (path / CONFIG).exists():
+            raise UserError(f"{path} is no model folder: it holds no {CONFIG}")
+        weight_files(path)
         return path
     known = ", ".join(embedded_models())
     raise UserError(
@@ -40,13 +43,30 @@ def model_folder(name_or_path: str) -> Path:
     )
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's weights: one file, or the shards that its index names. UserError where there are
+    none, or one is missing."""
+    if not (folder / INDEX).exists():
+        if not (folder / WEIGHTS).exists():
+            raise UserError(f"{folder} is no model folder: it holds no {WEIGHTS}")
+        return [folder / WEIGHTS]
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{folder / INDEX} is not an index of weights") from None
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"{folder} is not whole: {INDEX} names {name}, which is not there")
+    return [folder / name for name in names]
+
+
 def model_revision(folder: Path) -> str:
     """Content hash of all that makes the model: 12 hex digits."""
     digest = hashlib.sha256()
-    for part in (CONFIG, TOKENIZER, QUESTION_TOKENIZER, WEIGHTS):
-        path = folder / part
+    parts = [folder / part for part in (CONFIG, TOKENIZER, QUESTION_TOKENIZER)]
+    for path in [*parts, *weight_files(folder)]:
         if path.exists():
-            digest.update(part.encode())
+            digest.update(path.name.encode())
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:12]

@@ -168,6 +168,7 @@ class EmolaConfig(ModelConfig):
     vision: ClipConfig = ClipConfig()
     language: LanguageConfig = LanguageConfig()
     landmark_dim: int = 212
+    lora_alpha: float = 256.0  # of the published adapter, which conversion merges into the base
     processor: ProcessorConfig = ProcessorConfig(crop_margin=0.3)
 
     @property

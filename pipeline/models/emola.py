@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pipeline.errors import UserError
 from pipeline.models.config import ClipConfig, EmolaConfig
 from pipeline.models.language import causal_language, spliced
-from pipeline.models.published import LANGUAGE_PREFIXES, language_config, renamed
+from pipeline.models.published import LANGUAGE_PREFIXES, language_config, merged_lora, renamed
 
 
 class Emola(nn.Module):
@@ -104,11 +104,12 @@ def config_from_published(published: Mapping[str, Any], shapes: Mapping[str, Any
         ),
         language=language_config(published),
         landmark_dim=projector[1] if projector else EmolaConfig().landmark_dim,
+        lora_alpha=get("lora_alpha") or EmolaConfig().lora_alpha,
     )
 
 
 def rename(published: Mapping[str, Tensor], config: EmolaConfig) -> dict[str, Tensor]:
-    """Published state dict -> ours, without CLIP's layers past the selected one."""
+    """Published state dict -> ours, LoRA merged, without CLIP's layers past the selected one."""
     vision = config.vision
     past = range(vision.used_depth, vision.depth)
     unused = (
@@ -116,7 +117,7 @@ def rename(published: Mapping[str, Tensor], config: EmolaConfig) -> dict[str, Te
         f"{_TOWER}post_layernorm.",
     )
     used = {name: tensor for name, tensor in published.items() if not name.startswith(unused)}
-    return renamed(used, _renamed, "EmoLA")
+    return renamed(merged_lora(used, config.lora_alpha), _renamed, "EmoLA")
 
 
 def _renamed(name: str) -> str | None:

@@ -88,7 +88,7 @@ def config_from_published(
         vision=eva_config(published, EmotionLlamaConfig().vision.image_size),
         language=language_config(published),
         feature_dim=features[1] if features else EmotionLlamaConfig().feature_dim,
-        lora_alpha=published.get("lora_alpha", EmotionLlamaConfig().lora_alpha),
+        lora_alpha=published.get("lora_alpha") or EmotionLlamaConfig().lora_alpha,
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import nn
 
-from pipeline.errors import UserError
 from pipeline.models.catalog import (
     CARD,
     CONFIG,
@@ -19,47 +20,53 @@ from pipeline.models.catalog import (
     WEIGHTS,
     model_folder,
     model_revision,
+    weight_files,
 )
-from pipeline.models.config import EmoLlamaConfig
+from pipeline.models.config import EmoLlamaConfig, ModelConfig
 from pipeline.models.emo_llama import EmoLlama
-from pipeline.models.loading import fill
+from pipeline.models.loading import empty_parameters, fill_from_files
 from pipeline.models.prompts import Prompter, read_tokenizer
 
 QUESTION_LIMIT = 256  # tokens of the instruction that LLaMA-VID's Q-Former reads
 
 
+Network = TypeVar("Network", bound=nn.Module)
+Config = TypeVar("Config", bound=ModelConfig)
+
+
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Generic[Config, Network]):
     """A model ready for use, with what names it in every row it writes."""
 
     name: str
     revision: str
-    config: EmoLlamaConfig
-    network: EmoLlama
+    config: Config
+    network: Network
     prompter: Prompter
 
 
-def load_model(name_or_path: str, device: str = "cpu", attention: str = "sdpa") -> LoadedModel:
-    """Loads a model folder strictly, in float32 on a CPU and bfloat16 on a GPU, ready to infer."""
+def load_model(
+    name_or_path: str, device: str = "cpu", attention: str = "sdpa"
+) -> LoadedModel[EmoLlamaConfig, EmoLlama]:
+    """An EMO-LLaMA's or LLaMA-VID's folder, ready to infer; see `load_network`."""
     folder = model_folder(name_or_path)
     config = EmoLlamaConfig.read(folder)
-    network = EmoLlama(config, attention)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
-    fill(network, weights)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    network = network.to(device=device, dtype=dtype).eval()
+    network = load_network(folder, lambda: EmoLlama(config, attention), device)
     if config.vision.kind == "conv_vit" and device == "cpu":
         network.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LoadedModel(
-        name=config.name,
-        revision=model_revision(folder),
-        config=config,
-        network=network,
-        prompter=read_prompter(folder),
-    )
+    return LoadedModel(config.name, model_revision(folder), config, network, read_prompter(folder))
+
+
+def load_network(folder: Path, make: Callable[[], Network], device: str) -> Network:
+    """Loads a folder's weights strictly, in float32 on a CPU and bfloat16 on a GPU, ready to infer.
+
+    Parameters get their storage from the files alone, so a large model takes its own size once.
+    """
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with empty_parameters():
+        network = make()
+    fill_from_files(network, weight_files(folder), torch.device(device), dtype)
+    return network.eval()
 
 
 def read_prompter(folder: Path) -> Prompter:

@@ -32,6 +32,8 @@ _EVA_INSIDE = {
     ".attn.qkv.": ".self_attn.qkv.",
     ".attn.proj.": ".self_attn.projection.",
 }
+_EVA_UNUSED = ("norm.", "fc_norm.", "head.", "mask_token", "rel_pos_bias.")
+"""Of EVA's own file; no system here reads what lies past its last block."""
 _RECOMPUTED = re.compile(r"(\.position_ids|rotary_emb\.inv_freq)$")
 _LORA = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>[AB])(\.default)?\.weight$")
 
@@ -82,6 +84,8 @@ def eva_tensors(
             continue
         inner = name[len(prefix) :]
         if inner.endswith((".q_bias", ".v_bias")) or _RECOMPUTED.search(inner):
+            continue
+        if inner.startswith(_EVA_UNUSED):
             continue
         start = next((p for p in _EVA_PREFIXES if inner.startswith(p)), None)
         if start is None:

@@ -1,0 +1,217 @@
+"""Published checkpoints -> model folders, without ever holding a model in memory.
+
+The files are mapped and tensors are written shard by shard under our names; what LoRA or EVA's split
+bias must compute is computed for the tensor at hand. Anything missing, left over or misshapen is named
+and refuses the conversion before a file is written.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.models.catalog import CARD, CONFIG, INDEX, QUESTION_TOKENIZER, TOKENIZER
+from pipeline.models.config import ModelConfig, read_json
+from pipeline.models.families import PUBLISHED
+from pipeline.models.loading import check_fit, empty_parameters
+
+_SHARD_BYTES = 2 << 30
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a system was published. main: its own folder or file; base: the language model's folder,
+    where `main` holds an adapter alone; vision: the tower's file or folder, where it came apart;
+    question_tokenizer: the Q-Former's, for LLaMA-VID."""
+
+    main: Path
+    base: Path | None = None
+    vision: Path | None = None
+    question_tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    tensors: int
+    shards: int
+    bytes: int
+
+
+def convert(family: str, sources: Sources, output: Path) -> Converted:
+    """Writes a model folder. UserError for sources that are not of the family's layout, or an output
+    that is there already."""
+    if output.exists():
+        raise UserError(f"--output {output} is there already; name a new folder")
+    layout = PUBLISHED[family]
+    folder = sources.base or sources.main
+    published, weights = read_json(folder / CONFIG), _gathered(family, sources)
+    if (sources.main / _ADAPTER_CONFIG).exists():
+        published |= {"lora_alpha": read_json(sources.main / _ADAPTER_CONFIG).get("lora_alpha")}
+    config: ModelConfig = layout.config(published, {k: tuple(v.shape) for k, v in weights.items()})
+    config = config.model_copy(update={"name": f"{family}-{sources.main.resolve().stem}"})
+    ours = layout.rename(weights, config)
+    with empty_parameters():
+        check_fit(layout.network(config), {k: tuple(v.shape) for k, v in ours.items()})
+    aside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _write_tokenizers(sources, folder, aside)
+        (aside / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        (aside / CARD).write_text(_card(family, sources, config))
+        written = _write_shards(ours, aside)
+        aside.rename(output)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return written
+
+
+def _gathered(family: str, sources: Sources) -> dict[str, Tensor]:
+    """All tensors by the published names, mapped."""
+    if family == "llama-vid":
+        return read_weights(sources.main) | _tower(sources, "model.vision_tower.vision_tower.")
+    base = sources.base
+    if base is None:
+        raise UserError(f"--family {family} is published as an adapter; name its --base folder")
+    if family == "emotion-llama":
+        tower = _tower(sources, "visual_encoder.")
+        width = next((t.shape[-1] for n, t in tower.items() if n.endswith("cls_token")), 0)
+        # MiniGPT-v2 keeps this norm as it is made, and publishes it with some checkpoints only.
+        norm = {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
+        return read_weights(base) | tower | norm | read_file(sources.main)
+    tower = _tower(sources, "model.vision_tower.vision_tower.")
+    tower = {n: t for n, t in tower.items() if ".vision_model." in n}  # CLIP's text side stays
+    return read_weights(base) | tower | _emola_adapter(sources.main)
+
+
+def _emola_adapter(folder: Path) -> dict[str, Tensor]:
+    """LLaVA's way of publishing LoRA: adapter, other trained parts, and EmoLA's landmark projector;
+    `base_model.` and a doubled `model.` are stripped as LLaVA strips them."""
+    adapter = next((folder / name for name in _ADAPTERS if (folder / name).exists()), None)
+    if adapter is None:
+        raise UserError(f"{folder} holds no adapter ({' or '.join(_ADAPTERS)})")
+    adapted = read_file(adapter)
+    tensors = {name.removeprefix("base_model.model."): t for name, t in adapted.items()}
+    for name, tensor in read_file(folder / "non_lora_trainables.bin").items():
+        bare = name.removeprefix("base_model.")
+        tensors["model." + bare.removeprefix("model.model.").removeprefix("model.")] = tensor
+    for name, tensor in read_file(folder / "landmark_feature_projector.bin").items():
+        layer = name.rpartition("landmark_feature_projector.")[2]
+        tensors[f"model.landmark_feature_projector.{layer}"] = tensor
+    return tensors
+
+
+def _tower(sources: Sources, prefix: str) -> dict[str, Tensor]:
+    if sources.vision is None:
+        return {}
+    return {prefix + name: tensor for name, tensor in read_weights(sources.vision).items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A checkpoint file, or a folder's: whole, or the shards that its index names."""
+    if path.is_file():
+        return read_file(path)
+    for name in _INDICES:
+        if (path / name).exists():
+            index = read_json(path / name)
+            files = sorted(set(index.get("weight_map", {}).values()))
+            tensors: dict[str, Tensor] = {}
+            for file in files:
+                tensors |= read_file(path / file)
+            return tensors
+    for name in _WHOLE:
+        if (path / name).exists():
+            return read_file(path / name)
+    raise UserError(f"{path} holds no checkpoint ({', '.join((*_INDICES, *_WHOLE))})")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """A file's tensors, mapped and not read; never by unpickling anything but tensors."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; the checkpoint is not complete") from None
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a checkpoint of tensors: {words}") from None
+    content = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds no state dict")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _write_shards(tensors: Mapping[str, Tensor], folder: Path) -> Converted:
+    """safetensors of at most _SHARD_BYTES, and their index in the form that `transformers` writes."""
+    shards = list(_shards(tensors))
+    index: dict[str, str] = {}
+    total = 0
+    for k, names in enumerate(shards, 1):
+        file = f"model-{k:05}-of-{len(shards):05}.safetensors"
+        save_file({name: tensors[name].contiguous() for name in names}, folder / file)
+        index |= dict.fromkeys(names, file)
+        total += sum(tensors[name].nbytes for name in names)
+    told = {"metadata": {"total_size": total}, "weight_map": index}
+    (folder / INDEX).write_text(json.dumps(told, indent=1) + "\n")
+    return Converted(len(index), len(shards), total)
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    held: list[str] = []
+    size = 0
+    for name, tensor in sorted(tensors.items()):
+        if held and size + tensor.nbytes > _SHARD_BYTES:
+            yield held
+            held, size = [], 0
+        held.append(name)
+        size += tensor.nbytes
+    yield held
+
+
+def _write_tokenizers(sources: Sources, folder: Path, target: Path) -> None:
+    _write_tokenizer(folder, target / TOKENIZER)
+    if sources.question_tokenizer is not None:
+        _write_tokenizer(sources.question_tokenizer, target / QUESTION_TOKENIZER)
+
+
+def _write_tokenizer(source: Path, target: Path) -> None:
+    """A tokenizer.json as it is; other forms through `transformers`."""
+    ready = source if source.is_file() else source / TOKENIZER
+    if ready.exists():
+        shutil.copyfile(ready, target)
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, use_fast=True)
+        tokenizer.backend_tokenizer.save(str(target))
+    except Exception as error:  # whatever the library's many loaders raise
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source} holds no tokenizer.json, and its tokenizer cannot be read: {words}"
+        ) from None
+
+
+def _card(family: str, sources: Sources, config: ModelConfig) -> str:
+    return (
+        f"# {config.name}\n\nConverted from {sources.main.name} ({family}) by `emolake models convert`; "
+        "the licence and the limits are those of the published weights.\n"
+    )
