@@ -121,6 +121,10 @@ def _run(
     progress.tally.started = time.monotonic()
     if plan.todo.num_rows:
         progress.say(f"run {run.run_id}: {_told(plan)}")
+        for model in setting.models:
+            if not model.config.trained:
+                name = model.config.name
+                progress.say(f"model {name} has random weights: its labels mean nothing")
         _annotate(setting, run, plan, fence, progress)
         remove_orphans(setting.lake)
         remove_stale_rows(setting.lake, fence)

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, FacesConfig, load_config
+from pipeline.config import Config, load_config
 from pipeline.corpus import Video, find_videos
 from pipeline.errors import UserError
 from pipeline.faces.weights import checkpoint_file, identity_models
@@ -43,7 +43,8 @@ class Setting:
 
     config: Config
     models: tuple[ChosenModel, ...]
-    detector_revision: str
+    files: dict[str, str]
+    """Option that names a file -> content hash."""
     storage: Storage
     lake: Lake
     reprocess: bool
@@ -52,7 +53,7 @@ class Setting:
     @property
     def config_hash(self) -> str:
         revisions = "+".join(model.revision for model in self.models)
-        return self.config.results_hash(revisions, self.detector_revision)
+        return self.config.results_hash(revisions, self.files)
 
     @property
     def needs(self) -> Needs:
@@ -92,7 +93,7 @@ def read_setting(options: argparse.Namespace) -> Setting:
     return Setting(
         config=config,
         models=models,
-        detector_revision=_detector_revision(config.faces),
+        files=_files(config, models),
         storage=storage,
         lake=Lake.at(options.output, storage),
         reprocess=options.reprocess,
@@ -100,15 +101,30 @@ def read_setting(options: argparse.Namespace) -> Setting:
     )
 
 
-def _detector_revision(faces: FacesConfig) -> str:
-    """Content hash of the detector's weights file; empty where it needs none of the user's."""
-    if faces.detector == "mtcnn":
-        return ""
-    if faces.weights is None:
-        raise UserError(
-            "faces.detector=retinaface needs faces.weights=FILE, a published checkpoint"
-        )
-    with checkpoint_file(Path(faces.weights)).open("rb") as stream:
+def _files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
+    """The user's files that the run reads besides models; UserError where one is missing."""
+    files: dict[str, str] = {}
+    if config.faces.detector == "retinaface":
+        if config.faces.weights is None:
+            raise UserError(
+                "faces.detector=retinaface needs faces.weights=FILE, a published checkpoint"
+            )
+        files["faces.weights"] = _content_hash(checkpoint_file(Path(config.faces.weights)))
+    if any(model.config.family == "emola" for model in models):
+        network = config.annotator.landmark_network
+        if network is None:
+            raise UserError(
+                "EmoLA reads landmark features; name annotator.landmark_network=FILE, InsightFace's "
+                "2d106det.onnx"
+            )
+        if not Path(network).is_file():
+            raise UserError(f"annotator.landmark_network {network} is no file")
+        files["annotator.landmark_network"] = _content_hash(Path(network))
+    return files
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -107,6 +107,18 @@ class AnnotatorConfig(_Part):
         description="put the manifest's age, gender and race into the prompt of a model tuned for it",
     )
     micro_batch: int = Field(16, ge=1, description="windows per forward pass")
+    describe: bool = Field(
+        False, description="EmoLA, Emotion-LLaMA: write an answer in words too (column description)"
+    )
+    action_units: bool = Field(
+        False, description="EmoLA: ask for facial action units too (column action_units)"
+    )
+    max_answer_tokens: int = Field(
+        96, ge=1, description="length of a written answer; a longer one ends at its last sentence"
+    )
+    landmark_network: str | None = Field(
+        None, description="EmoLA: InsightFace's 2d106det.onnx (a file, on every node)"
+    )
 
 
 class LimitsConfig(_Part):
@@ -180,16 +192,16 @@ class Config(_Part):
     def models(self) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.model.split(","))
 
-    def results_hash(self, model_revision: str, detector_revision: str) -> str:
-        """12 hex digits over all that changes results, and nothing else. detector_revision: content
-        hash of a detector's weights file, which counts and not its path."""
+    def results_hash(self, model_revision: str, files: Mapping[str, str]) -> str:
+        """12 hex digits over all that changes results, and nothing else. files: option that names a
+        file -> hash of its content, which counts and not its path."""
         telling = {
             "decode": self.decode.model_dump(exclude={"threads"}),
-            "faces": self.faces.model_dump(exclude={"batch_frames", "weights"})
-            | {"weights": detector_revision},
+            "faces": self.faces.model_dump(exclude={"batch_frames", "weights"}),
             "windows": self.windows.model_dump(),
-            "annotator": self.annotator.model_dump(exclude={"micro_batch"}),
+            "annotator": self.annotator.model_dump(exclude={"micro_batch", "landmark_network"}),
             "model": model_revision,
+            "files": dict(files),
         }
         return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.annotators.base import Annotation, WindowInput
+from pipeline.annotators.batches import MicroBatches
 from pipeline.config import AnnotatorConfig
 from pipeline.faces.encoding import decode_crop
 from pipeline.labels import label_set
@@ -32,7 +34,7 @@ class EmoLlamaAnnotator:
         self.prompter = loaded.prompter
         self.labels = label_set(config.label_set or loaded.config.label_set)
         self.use_attributes = config.use_attributes and loaded.config.attributes
-        self.micro_batch = config.micro_batch
+        self.batches = MicroBatches(config.micro_batch)
         self.device = torch.device(device)
         processor = loaded.config.processor
         self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
@@ -47,36 +49,23 @@ class EmoLlamaAnnotator:
             groups.setdefault((frames, told), []).append(i)
         for (_, told), members in groups.items():
             prompt = self.prompter.emotion(self.labels, dict(told))
-            for i, scores in zip(members, self._scored(windows, members, prompt), strict=True):
-                out[i] = Annotation(dict(zip(self.labels, scores.tolist(), strict=True)))
+            forward = partial(self._forward, prompt=prompt, trie=LabelTrie.of(prompt.labels))
+            made = self.batches.run([windows[i] for i in members], forward)
+            for i, scores in zip(members, made, strict=True):
+                out[i] = Annotation(dict(zip(self.labels, scores, strict=True)))
         return [annotation for annotation in out if annotation is not None]
 
-    def _scored(
-        self, windows: list[WindowInput], members: list[int], prompt: PromptTokens
-    ) -> Iterator[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-        """Scores of `members` in order; running out of memory halves the micro-batch for good."""
-        trie = LabelTrie.of(prompt.labels)
-        start = 0
-        while start < len(members):
-            batch = [windows[i] for i in members[start : start + self.micro_batch]]
-            try:
-                scores = self._forward(batch, prompt, trie)
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
-                    raise
-                self.micro_batch //= 2
-                torch.cuda.empty_cache()
-                continue
-            start += len(batch)
-            yield from scores.exp().cpu().numpy()
-
     @torch.inference_mode()
-    def _forward(self, batch: list[WindowInput], prompt: PromptTokens, trie: LabelTrie) -> Tensor:
-        """(B, L) log-probabilities of windows of equal length."""
+    def _forward(
+        self, batch: Sequence[WindowInput], prompt: PromptTokens, trie: LabelTrie
+    ) -> list[list[float]]:
+        """Probability of each label for windows of equal length."""
         embeds = self._embeds(batch, prompt)
-        return label_log_probabilities(
+        scores = label_log_probabilities(
             self.network.language, embeds, trie, self.model_config.temperature
         )
+        told: list[list[float]] = scores.exp().tolist()
+        return told
 
     @torch.inference_mode()
     def generate_answer(self, window: WindowInput, max_tokens: int) -> str:
@@ -88,7 +77,7 @@ class EmoLlamaAnnotator:
         stop = ids.index(self.prompter.eos) if self.prompter.eos in ids else len(ids)
         return str(self.prompter.tokenizer.decode(ids[:stop])).strip()
 
-    def _embeds(self, batch: list[WindowInput], prompt: PromptTokens) -> Tensor:
+    def _embeds(self, batch: Sequence[WindowInput], prompt: PromptTokens) -> Tensor:
         """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
         frames = len(batch[0].crops[self.view].pictures)
         dtype = self.network.query_tokens.dtype
@@ -101,7 +90,7 @@ class EmoLlamaAnnotator:
         visual = self.network.visual_tokens(tokens, features, landmarks)
         return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
 
-    def _pixels(self, batch: list[WindowInput]) -> Tensor:
+    def _pixels(self, batch: Sequence[WindowInput]) -> Tensor:
         """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
         crops = [crop for window in batch for crop in window.crops[self.view].pictures]
         pictures = np.stack([decode_crop(crop) for crop in crops])

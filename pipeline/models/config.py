@@ -93,6 +93,7 @@ class ModelConfig(_Part):
     family: str
     label_set: str = "fer2013"
     temperature: float = Field(1.0, gt=0)
+    trained: bool = True  # False for random weights: a run says that its labels mean nothing
 
     @property
     def needs(self) -> Needs:

@@ -64,9 +64,9 @@ class Prompter:
         """The prompt that asks for one label of `labels`."""
         question = emotion_question(labels)
         asked = attribute_sentence(attributes or {}) + question
-        before = self._encode(f"{SYSTEM} USER: ")
+        before = self.encode(f"{SYSTEM} USER: ")
         tail = f"\n{asked} ASSISTANT:"
-        after = self._encode(tail)
+        after = self.encode(tail)
         answers = tuple(self._continuation(tail, after, f" {label}") for label in labels)
         return PromptTokens(
             ids=(self.bos, *before, IMAGE_TOKEN, *after),
@@ -74,11 +74,17 @@ class Prompter:
             question=self._question_ids(question),
         )
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def answer(self, label: str) -> tuple[int, ...]:
+        """Token ids of a label as it follows a prompt's end."""
+        tail = " ASSISTANT:"
+        return self._continuation(tail, self.encode(tail), f" {label}")
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids without special ones."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _continuation(self, text: str, ids: tuple[int, ...], more: str) -> tuple[int, ...]:
-        both = self._encode(text + more)
+        both = self.encode(text + more)
         if both[: len(ids)] != ids:
             raise UserError(f"the tokenizer joins the answer {more!r} to the prompt before it")
         return both[len(ids) :]

@@ -1,0 +1,139 @@
+"""EmoLA as an annotator: one picture of the face, and the features of its landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.annotators.answers import read_action_units, write_answers
+from pipeline.annotators.base import Annotation, WindowInput
+from pipeline.annotators.batches import MicroBatches
+from pipeline.config import AnnotatorConfig
+from pipeline.errors import UserError
+from pipeline.faces.detector import Frame
+from pipeline.faces.encoding import decode_crop
+from pipeline.labels import label_set
+from pipeline.models.catalog import model_folder, model_revision
+from pipeline.models.config import EmolaConfig
+from pipeline.models.emola import Emola
+from pipeline.models.folder import load_network, read_prompter
+from pipeline.models.language import IMAGE_TOKEN
+from pipeline.models.prompts import SYSTEM
+from pipeline.models.scoring import LabelTrie, label_log_probabilities
+
+EMOTION_QUESTION = "What is the emotion of this face?"
+ACTION_UNIT_QUESTION = "In this face, what are the discernible action units?"
+_LANDMARK_SIDE = 192
+
+
+class EmolaAnnotator:
+    """Label scores as everywhere; in words, and action units, where asked for."""
+
+    def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
+        folder = model_folder(model)
+        self.config = EmolaConfig.read(folder)
+        self.options = config
+        self.name, self.revision = self.config.name, model_revision(folder)
+        self.needs = self.config.needs
+        self.device = torch.device(device)
+        self.network = load_network(folder, lambda: Emola(self.config), device)
+        self.prompter = read_prompter(folder)
+        self.landmarks = LandmarkNetwork(config.landmark_network, self.config.landmark_dim)
+        self.labels = label_set(config.label_set or self.config.label_set)
+        self.batches = MicroBatches(config.micro_batch)
+        emotion = self._prompt(EMOTION_QUESTION)
+        self.emotion_ids = torch.tensor(emotion, device=self.device)
+        self.unit_ids = torch.tensor(self._prompt(ACTION_UNIT_QUESTION), device=self.device)
+        self.trie = LabelTrie.of(tuple(self.prompter.answer(label) for label in self.labels))
+        processor = self.config.processor
+        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
+        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+
+    def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
+        return list(self.batches.run(windows, self._forward))
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
+        pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
+        dtype = next(self.network.parameters()).dtype
+        pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).float()
+        pixels = ((pixels - self.mean) / self.std).to(dtype)
+        features = torch.from_numpy(self.landmarks(pictures)).to(self.device, dtype)
+        visual = self.network.visual_tokens(pixels, features)
+        asked = self.network.splice(self.emotion_ids, visual)
+        scores = label_log_probabilities(
+            self.network.language, asked, self.trie, self.config.temperature
+        )
+        described: list[str | None] = [None] * len(batch)
+        units: list[list[str] | None] = [None] * len(batch)
+        if self.options.describe:
+            described = list(self._written(asked))
+        if self.options.action_units:
+            answers = self._written(self.network.splice(self.unit_ids, visual))
+            units = [read_action_units(answer) for answer in answers]
+        return [
+            Annotation(
+                dict(zip(self.labels, row, strict=True)), description=words, action_units=found
+            )
+            for row, words, found in zip(scores.exp().tolist(), described, units, strict=True)
+        ]
+
+    def _written(self, embeds: Tensor) -> list[str]:
+        return write_answers(
+            self.network.language,
+            embeds,
+            self.prompter.tokenizer,
+            self.prompter.eos,
+            self.options.max_answer_tokens,
+        )
+
+    def _prompt(self, question: str) -> tuple[int, ...]:
+        """LLaVA's v1 template with EmoLA's order: the question, then the picture."""
+        before = self.prompter.encode(f"{SYSTEM} USER: {question}\n")
+        return (self.prompter.bos, *before, IMAGE_TOKEN, *self.prompter.encode(" ASSISTANT:"))
+
+
+class LandmarkNetwork:
+    """InsightFace's 2d106det: a face's picture -> its flat output, which is EmoLA's feature."""
+
+    def __init__(self, path: str | None, dim: int) -> None:
+        if path is None:
+            raise UserError("EmoLA reads landmark features; name annotator.landmark_network=FILE")
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(
+                "EmoLA's landmark network needs onnxruntime: pip install 'emolake[emola]'"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        try:
+            self._session: Any = onnxruntime.InferenceSession(path, options)
+        except Exception as error:  # the library raises its own kinds by the dozen
+            words = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"annotator.landmark_network {path} is no ONNX model: {words}"
+            ) from None
+        self._input = self._session.get_inputs()[0].name
+        self._dim = dim
+
+    def __call__(self, pictures: list[Frame]) -> NDArray[np.float32]:
+        """N RGB pictures of a face -> (N, dim) float32. As published: 192 x 192, BGR, 0..1."""
+        side = (_LANDMARK_SIDE, _LANDMARK_SIDE)
+        rows = []
+        for picture in pictures:
+            bgr = cv2.cvtColor(cv2.resize(picture, side), cv2.COLOR_RGB2BGR)
+            blob = (bgr.astype(np.float32) / 255).transpose(2, 0, 1)[None]
+            rows.append(np.asarray(self._session.run(None, {self._input: blob})[0]).reshape(-1))
+        features = np.stack(rows).astype(np.float32)
+        if features.shape[1] != self._dim:
+            raise ValueError(
+                f"annotator.landmark_network gives {features.shape[1]} values, the model reads {self._dim}"
+            )
+        return features

@@ -1,0 +1,156 @@
+"""The sister systems as annotators: what they read, what they give, and what batches may not change."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.annotators.answers import read_action_units, read_label
+from pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
+from pipeline.annotators.batches import MicroBatches
+from pipeline.config import AnnotatorConfig
+from pipeline.errors import UserError
+from pipeline.faces.encoding import encode_crop
+from pipeline.labels import LABEL_SETS
+from pipeline.needs import CropView, FrameView, Needs
+from tests.pipeline.systems import landmark_network, random_emola
+
+SEVEN = LABEL_SETS["fer2013"]
+
+
+def picture(seed: int, size: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
+    return encode_crop(pixels, "png")
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("The person looks happy, with raised cheeks.", "happiness"),
+        ("There is no sign of anger. The mouth shows disgust and fear, mostly fear.", "fear"),
+        ("She isn't sad. She is calm.", "neutral"),
+        ("Brows are raised; a surprised face. Later anger, anger, anger.", "surprise"),
+        ("The face is unhappy.", "sadness"),
+        ("A face.", None),
+        ("", None),
+    ],
+)
+def test_a_label_is_read_from_an_answer(answer: str, label: str | None) -> None:
+    assert read_label(answer, SEVEN) == label
+
+
+def test_action_units_are_read_from_an_answer() -> None:
+    answer = "AU12 and AU 6 are active. AU4 is not present. AU25, au12."
+    assert read_action_units(answer) == ["AU6", "AU12", "AU25"]
+
+
+def test_memory_that_runs_out_halves_the_batch_and_loses_nothing() -> None:
+    seen: list[int] = []
+
+    def forward(batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("fake limit")
+        seen.append(len(batch))
+        return [2 * x for x in batch]
+
+    batches = MicroBatches(16)
+    assert list(batches.run(list(range(10)), forward)) == [2 * x for x in range(10)]
+    assert seen == [2, 2, 2, 2, 2]
+    assert batches.size == 2
+
+    def never(batch):
+        raise torch.OutOfMemoryError("not even one")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(MicroBatches(4).run([1, 2], never))
+
+
+def test_needs_of_several_annotators_share_views() -> None:
+    from pipeline.faces.align import CropSpec
+
+    small, large = CropView(CropSpec(48)), CropView(CropSpec(336), middle_only=True)
+    one = Needs(crops=(small,), features=True)
+    other = Needs(crops=(large, small), frames=(FrameView(448, True),), sound=True)
+    both = Needs.of_all([one, other])
+    assert both.crops == (small, large)
+    assert both.features
+    assert both.sound
+    assert Needs.from_json(both.to_json()) == both
+
+
+@pytest.fixture(scope="module")
+def emola(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("emola")
+    landmark_network(folder / "2d106det.onnx")
+    return random_emola(folder / "model")
+
+
+def emola_options(folder: Path, **more: object) -> AnnotatorConfig:
+    network = str(folder.parent / "2d106det.onnx")
+    return AnnotatorConfig(landmark_network=network, **more)
+
+
+def emola_windows(view: CropView, count: int = 3) -> list[WindowInput]:
+    points = np.zeros((1, 5, 2), np.float32)
+    crops = [FaceCrops([picture(seed, view.spec.size)], points) for seed in range(count)]
+    return [WindowInput({view: crop}, np.zeros((1, 0), np.float32)) for crop in crops]
+
+
+def test_emola_scores_describes_and_names_action_units(emola: Path) -> None:
+    options = emola_options(emola, describe=True, action_units=True, max_answer_tokens=5)
+    annotator = load_annotator(str(emola), options, "cpu")
+    (view,) = annotator.needs.crops
+    windows = emola_windows(view)
+    made = annotator.annotate(windows)
+    for annotation in made:
+        assert sum(annotation.scores.values()) == pytest.approx(1, abs=1e-5)
+        assert tuple(annotation.scores) == SEVEN
+        assert isinstance(annotation.description, str)
+        assert isinstance(annotation.action_units, list)
+    assert made[0].scores != made[1].scores, "it looks at the picture"
+    alone = [annotator.annotate([window])[0] for window in windows]
+    for together, single in zip(made, alone, strict=True):
+        assert_close(together, single)
+
+
+def assert_close(a: Annotation, b: Annotation) -> None:
+    assert list(a.scores.values()) == pytest.approx(list(b.scores.values()), abs=1e-5)
+    assert (a.description, a.action_units) == (b.description, b.action_units)
+
+
+def test_emola_writes_nothing_unasked(emola: Path) -> None:
+    annotator = load_annotator(str(emola), emola_options(emola), "cpu")
+    (made,) = annotator.annotate(emola_windows(annotator.needs.crops[0], 1))
+    assert (made.description, made.action_units, made.valence) == (None, None, None)
+
+
+def test_emola_looks_at_the_landmarks(emola: Path, tmp_path: Path) -> None:
+    first = load_annotator(str(emola), emola_options(emola), "cpu")
+    windows = emola_windows(first.needs.crops[0], 1)
+    weights = emola.parent / "2d106det.onnx"
+    other = landmark_network(tmp_path / "other.onnx")
+    data = weights.read_bytes()
+    assert data == other.read_bytes()
+    scaled = AnnotatorConfig(landmark_network=str(_scaled(other)))
+    second = load_annotator(str(emola), scaled, "cpu")
+    assert first.annotate(windows)[0].scores != second.annotate(windows)[0].scores
+
+
+def _scaled(path: Path) -> Path:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    (weights,) = model.graph.initializer
+    weights.CopyFrom(numpy_helper.from_array(5 * numpy_helper.to_array(weights), "w"))
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_landmark_network_that_is_none_is_told(emola: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(UserError, match="is no ONNX model"):
+        load_annotator(
+            str(emola), AnnotatorConfig(landmark_network=str(tmp_path / "x.onnx")), "cpu"
+        )
