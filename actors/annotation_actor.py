@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
 from pipeline.config import AnnotatorConfig
 from pipeline.needs import Needs
-from pipeline.schema import ANNOTATED_ROW
+from pipeline.schema import ANNOTATED_ROW, VIDEO_ITSELF
 from pipeline.segments import failed_segment
+from pipeline.sound import Sound
+from pipeline.transcripts import Cue, said_in
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class AnnotationSettings:
 _CARRIED = ("track_id", "window", "start_s", "end_s", "n_frames", "n_interpolated", "bbox")
 _TOLD = (
     *("emotion", "confidence", "description", "action_units"),
-    *("valence", "arousal", "intensity", "transcript"),
+    *("valence", "arousal", "intensity", "transcript", "absent"),
 )
 
 
@@ -50,31 +53,109 @@ class AnnotationActor:
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)
 
     def __call__(self, segments: pa.Table) -> pa.Table:
-        rows = segments.to_pylist(maps_as_pydicts=None)
-        started = time.monotonic()
-        inputs = [[self._input(row, window) for window in row["windows"]] for row in rows]
-        flat = [window for windows in inputs for window in windows]
-        told = [(annotator, self._annotated(annotator, flat)) for annotator in self.annotators]
-        spent = time.monotonic() - started
-        out, at = [], 0
-        for row, windows in zip(rows, inputs, strict=True):
-            mine = [(a, made[at : at + len(windows)]) for a, made in told]
-            at += len(windows)
-            out.append(_annotated_row(row, mine, spent * len(windows) / max(len(flat), 1)))
-        return pa.Table.from_pylist(out, ANNOTATED_ROW)
+        rows = [_Segment(row, self.needs) for row in segments.to_pylist(maps_as_pydicts=None)]
+        for annotator in self.annotators:
+            started = time.monotonic()
+            windows = [segment.windows(annotator) for segment in rows]
+            flat = [window for of_segment in windows for _, window in of_segment]
+            told = iter(_annotated(annotator, flat))
+            spent = time.monotonic() - started
+            for segment, mine in zip(rows, windows, strict=True):
+                made = [(place, next(told)) for place, _ in mine]
+                segment.tell(annotator, made, spent * len(mine) / max(len(flat), 1))
+        return pa.Table.from_pylist([segment.row() for segment in rows], ANNOTATED_ROW)
 
-    def _input(self, row: dict[str, Any], window: dict[str, Any]) -> WindowInput:
-        attributes = {name: row[name] for name in ("age", "gender", "race") if row[name]}
-        return WindowInput.of(window, self.needs, attributes)
 
-    def _annotated(
-        self, annotator: Annotator, windows: list[WindowInput]
-    ) -> list[Annotation | Exception]:
-        try:
-            return list(annotator.annotate(windows))
-        except Exception:
-            # Once more one by one, so that a window the model cannot take costs its segment alone.
-            return [_alone(annotator, window) for window in windows]
+Place = dict[str, Any]
+"""Where an annotation belongs: the values of its row that no model makes."""
+
+
+class _Segment:
+    """One row on its way through the annotators."""
+
+    def __init__(self, row: dict[str, Any], needs: Needs) -> None:
+        self._face_windows = row.pop("windows")
+        self._cues = [Cue(**cue) for cue in row.pop("cues") or ()]
+        sound = row.pop("sound")
+        self._sound = sound and Sound(sound["start_s"], np.frombuffer(sound["samples"], "<i2"))
+        self._row = row
+        self._needs = needs
+        self._attributes = {name: row[name] for name in ("age", "gender", "race") if row[name]}
+        self._annotations: list[dict[str, Any]] = []
+        self._error: Exception | None = None
+        self._seconds = 0.0
+
+    def windows(self, annotator: Annotator) -> list[tuple[Place, WindowInput]]:
+        if self._row["failed"]:
+            return []
+        if not annotator.needs.faces:
+            return [self._spoken(k, cue) for k, cue in enumerate(self._own_cues())]
+        return [self._seen(window) for window in self._face_windows]
+
+    def _own_cues(self) -> list[Cue]:
+        """Those that begin here: a cue across a boundary belongs to one segment alone."""
+        start_s, end_s = self._row["start_s"], self._row["end_s"]
+        return [
+            cue for cue in self._cues if max(cue.start_s, 0.0) >= start_s and cue.start_s < end_s
+        ]
+
+    def _seen(self, window: dict[str, Any]) -> tuple[Place, WindowInput]:
+        span = window["start_s"], window["end_s"]
+        given = WindowInput.of(window, self._needs, self._attributes)
+        sound = self._sound.span(*span) if self._sound else None
+        given = replace(given, sound=sound, transcript=said_in(self._cues, *span))
+        return {name: window[name] for name in _CARRIED}, given
+
+    def _spoken(self, index: int, cue: Cue) -> tuple[Place, WindowInput]:
+        place = {
+            "track_id": VIDEO_ITSELF,
+            "window": index,
+            "start_s": max(cue.start_s, 0.0),
+            "end_s": cue.end_s,
+            "n_frames": 0,
+            "n_interpolated": None,
+            "bbox": {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0},
+        }
+        return place, WindowInput({}, np.zeros((0, 0), np.float32), transcript=cue.text)
+
+    def tell(
+        self,
+        annotator: Annotator,
+        made: list[tuple[Place, Annotation | Exception]],
+        seconds: float,
+    ) -> None:
+        self._seconds += seconds
+        for place, annotation in made:
+            if isinstance(annotation, Exception):
+                self._error = self._error or annotation
+                continue
+            self._annotations.append(
+                place
+                | {name: getattr(annotation, name) for name in _TOLD}
+                | {
+                    "scores": list(annotation.scores.items()),
+                    "model": annotator.name,
+                    "model_revision": annotator.revision,
+                }
+            )
+
+    def row(self) -> dict[str, Any]:
+        """schema.ANNOTATED_ROW; failed where a model could not take one of its windows."""
+        row = self._row
+        if self._error is not None:
+            words = " ".join(str(self._error).split())[:300]
+            told = f"{type(self._error).__name__}: {words}"
+            row = failed_segment(row, "model_error", told) | {"tracks": []}
+            self._annotations = []
+        return row | {"annotations": self._annotations, "annotate_seconds": self._seconds}
+
+
+def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:
+    try:
+        return list(annotator.annotate(windows))
+    except Exception:
+        # Once more one by one, so that a window the model cannot take costs its segment alone.
+        return [_alone(annotator, window) for window in windows]
 
 
 def _alone(annotator: Annotator, window: WindowInput) -> Annotation | Exception:
@@ -82,30 +163,3 @@ def _alone(annotator: Annotator, window: WindowInput) -> Annotation | Exception:
         return annotator.annotate([window])[0]
     except Exception as error:
         return error
-
-
-def _annotated_row(
-    row: dict[str, Any],
-    told: list[tuple[Annotator, list[Annotation | Exception]]],
-    seconds: float,
-) -> dict[str, Any]:
-    """A segment with what each annotator told of its windows; failed where one could not tell."""
-    windows = row.pop("windows")
-    error = next((t for _, made in told for t in made if isinstance(t, Exception)), None)
-    if error is not None:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        row = failed_segment(row, "model_error", words) | {"tracks": []}
-        told = []
-    annotations = [
-        {name: window[name] for name in _CARRIED}
-        | {name: getattr(annotation, name) for name in _TOLD}
-        | {
-            "scores": list(annotation.scores.items()),
-            "model": annotator.name,
-            "model_revision": annotator.revision,
-        }
-        for annotator, made in told
-        for window, annotation in zip(windows, made, strict=True)
-        if isinstance(annotation, Annotation)
-    ]
-    return row | {"annotations": annotations, "annotate_seconds": seconds}

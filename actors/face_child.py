@@ -27,7 +27,9 @@ from pipeline.errors import VideoError
 from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW
 from pipeline.segments import failed_segment, without_faces
+from pipeline.sound import read_sound
 from pipeline.storage import Storage, is_local
+from pipeline.transcripts import read_subtitles, read_transcript
 
 if TYPE_CHECKING:
     from pipeline.faces.stage import FaceStage
@@ -72,7 +74,8 @@ class _Worker:
         self.device: str = settings["device"]
         self.storage = Storage(settings["storage_options"])
         # Loading torch takes seconds: at the start, and not out of the first segment's time.
-        self._stage = self._face_stage() if settings["finds_faces"] else None
+        wanted = settings["finds_faces"] and self.needs.faces
+        self._stage = self._face_stage() if wanted else None
 
     def answer(self, request: dict[str, Any]) -> bytes:
         """{"probe": uri} -> JSON of VideoInfo, or of reason and detail; {"faces": segment} -> an
@@ -90,29 +93,61 @@ class _Worker:
     def _find_faces(self, segment: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         ending = Ending()
+        start_s = segment["start_s"]
+        end_s = math.inf if segment["end_s"] is None else segment["end_s"]
+        segment["end_s"] = end_s
         try:
-            assert self._stage is not None
-            start_s = segment["start_s"]
-            end_s = math.inf if segment["end_s"] is None else segment["end_s"]
-            segment["end_s"] = end_s
-            frames = sampled_frames(
-                self._source(segment["uri"]), self.decode, start_s, end_s, ending
-            )
-            found = self._stage(frames, start_s, end_s, segment["duration_s"] or math.inf)
+            found = self._faces(segment, start_s, end_s, ending)
+            found["sound"] = self._sound(segment["uri"], start_s, end_s)
+            segment |= self._cues(segment, start_s, end_s)
         except Exception as error:
             told = _told(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
             return without_faces(failed, time.monotonic() - started)
         if ending.truncated:
             segment |= {"reason": "truncated", "detail": ending.detail}
-        return segment | {
+        return segment | found | {"face_seconds": time.monotonic() - started}
+
+    def _faces(
+        self, segment: dict[str, Any], start_s: float, end_s: float, ending: Ending
+    ) -> dict[str, Any]:
+        duration = segment["duration_s"] or math.inf
+        if self._stage is None:  # no model of this run reads faces
+            length = max(min(end_s, duration) - start_s, 0.0)
+            span = length if math.isfinite(length) else 0.0
+            return without_faces({}) | {"video_seconds": span}
+        source = self._source(segment["uri"])
+        frames = sampled_frames(source, self.decode, start_s, end_s, ending)
+        found = self._stage(frames, start_s, end_s, duration)
+        return {
             "tracks": found.tracks,
             "windows": found.windows,
             "n_dropped_tracks": found.n_dropped_tracks,
             "frames_seen": found.frames_seen,
             "video_seconds": found.seen_s,
-            "face_seconds": time.monotonic() - started,
         }
+
+    def _sound(self, uri: str, start_s: float, end_s: float) -> dict[str, Any] | None:
+        if not self.needs.sound:
+            return None
+        sound = read_sound(self._source(uri), start_s, end_s)
+        if sound is None:
+            return None
+        return {"start_s": sound.start_s, "samples": sound.samples.tobytes()}
+
+    def _cues(self, segment: dict[str, Any], start_s: float, end_s: float) -> dict[str, Any]:
+        """What is said in the segment. A transcript that cannot be read costs itself, and is told."""
+        if not self.needs.transcript:
+            return {"cues": None}
+        uri = segment["uri"]
+        try:
+            cues = read_transcript(uri, segment["transcript_uri"], self.storage)
+            cues = read_subtitles(self._source(uri)) if cues is None else cues
+        except (OSError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            return {"cues": None, "detail": f"its transcript cannot be read: {words}"}
+        inside = [cue for cue in cues or () if cue.start_s < end_s and cue.end_s > start_s]
+        return {"cues": None if cues is None else [asdict(cue) for cue in inside]}
 
     def _face_stage(self) -> FaceStage:
         import torch

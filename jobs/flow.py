@@ -107,7 +107,7 @@ def annotated(
         config.limits,
         setting.needs,
         "cuda" if config.resources.gpus_per_face_actor else "cpu",
-        any("://" in uri for uri in plan.todo["uri"].to_pylist()),
+        any("://" in uri for uri in _uris(plan.todo)),
         dict(setting.storage.options),
     )
     dataset = _videos(plan.todo, pools.faces)
@@ -148,6 +148,12 @@ def annotated(
         if row["problem"] is not None:
             raise JobFailed(row["problem"])
         yield row
+
+
+def _uris(todo: pa.Table) -> list[str]:
+    """Everything that will be opened."""
+    transcripts = todo["transcript_uri"].drop_null().to_pylist()
+    return [*todo["uri"].to_pylist(), *transcripts]
 
 
 def _videos(todo: pa.Table, faces: int) -> Dataset:

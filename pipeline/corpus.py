@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = frozenset(
 """What counts as a video when a folder is named; a file or glob that is named counts anyhow."""
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
-MANIFEST_COLUMNS = ("corpus", "age", "gender", "race")
+MANIFEST_COLUMNS = ("corpus", "transcript_uri", "age", "gender", "race")
 _STAT_THREADS = 32
 
 
@@ -41,6 +41,7 @@ class Video:
     size: int | None
     version: str
     corpus: str | None = None
+    transcript_uri: str | None = None
     attributes: dict[str, str] = field(default_factory=dict)
     missing: str | None = None
 
@@ -122,12 +123,16 @@ def _manifest(
     rows = read_manifest(name, fs, path)
     folder = posixpath.dirname(_uri(fs, path))
 
-    def stat(row: dict[str, Any]) -> Video:
-        uri = str(row["uri"])
+    def beside(uri: str) -> str:
         if "://" not in uri and not posixpath.isabs(uri):
-            uri = posixpath.join(folder, uri)
+            return posixpath.join(folder, uri)
+        return uri
+
+    def stat(row: dict[str, Any]) -> Video:
+        uri = beside(str(row["uri"]))
         extra = {
             "corpus": row.get("corpus"),
+            "transcript_uri": beside(row["transcript_uri"]) if row.get("transcript_uri") else None,
             "attributes": {k: str(row[k]) for k in ("age", "gender", "race") if row.get(k)},
         }
         return stat_video(uri, storage, **extra)

@@ -341,7 +341,7 @@ def open_video(source: Source, hwaccel: str | None = None) -> Iterator[tuple[Any
     VideoError: not_found, not_a_video, truncated, no_video_stream, decode_error.
     """
     try:
-        container = _container(source, hwaccel)
+        container = container_of(source, hwaccel)
     except (InvalidDataError, AvEOFError) as error:
         if _cut_off(source):
             raise VideoError(
@@ -363,7 +363,7 @@ def open_video(source: Source, hwaccel: str | None = None) -> Iterator[tuple[Any
         yield container, stream
 
 
-def _container(source: Source, hwaccel: str | None) -> Any:
+def container_of(source: Source, hwaccel: str | None = None) -> Any:
     """Opened with the hardware decoder, or without where the machine or the file has no use of it."""
     device = HWAccel(hwaccel, allow_software_fallback=True) if hwaccel else None
     if not isinstance(source, str):
@@ -373,7 +373,7 @@ def _container(source: Source, hwaccel: str | None) -> Any:
     except FFmpegError:
         if device is None:
             raise
-    return _container(source, None)
+    return container_of(source)
 
 
 def _is_picture(stream: VideoStream) -> bool:

@@ -38,6 +38,11 @@ class Needs:
     sound: bool = False
     transcript: bool = False
 
+    @property
+    def faces(self) -> bool:
+        """Whether faces have to be found at all."""
+        return bool(self.crops or self.frames or self.features)
+
     def union(self, other: Needs) -> Needs:
         return Needs(
             crops=(*self.crops, *(v for v in other.crops if v not in self.crops)),

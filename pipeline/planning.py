@@ -90,5 +90,6 @@ def _row(video: Video, config: Config, segments: list[int] | None, attempt: int)
         "attempt": attempt,
         "segments": segments,
         "missing": video.missing,
+        "transcript_uri": video.transcript_uri,
         **{name: used.get(name) for name in ("age", "gender", "race")},
     }

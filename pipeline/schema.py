@@ -9,6 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+VIDEO_ITSELF = -1
+"""track_id of annotations that belong to the video and to no face: of what is said in it."""
 
 _box = pa.struct(
     [("x1", pa.float32()), ("y1", pa.float32()), ("x2", pa.float32()), ("y2", pa.float32())]
@@ -59,6 +61,7 @@ ANNOTATIONS = pa.schema(
             ("transcript", pa.string()),
             ("n_interpolated", pa.int32()),
             ("person_id", pa.int32()),
+            ("absent", pa.list_(pa.string())),
         ),
         *_columns(
             ("model", pa.string()),
@@ -97,7 +100,8 @@ TRACKS = pa.schema(
 )
 """Beyond the contract, here and in annotations: `n_interpolated`, sampled frames within the span in
 which the face was not found and its box is bridged (the model never sees those); `person_id`, tracks
-of one video that show one person, where the user asked for it. `path`: the box in each sampled frame.
+of one video that show one person, where the user asked for it; `absent`, what a model reads and a
+window had not (`sound`, `transcript`). `path`: the box in each sampled frame.
 `thumbnail`: a JPEG of the face, where the user asked for it."""
 
 VIDEOS = pa.schema(
@@ -145,6 +149,7 @@ VIDEO_ROW = pa.schema(
         *_columns(("corpus", pa.string()), ("attempt", pa.int32())),
         *_maybe(
             ("segments", pa.list_(pa.int32())),
+            ("transcript_uri", pa.string()),
             ("age", pa.string()),
             ("gender", pa.string()),
             ("race", pa.string()),
@@ -214,18 +219,25 @@ _window = pa.struct(
 """crops, frames: one entry a view of needs.Needs, in its order; frames: encoded whole frames;
 features: the detector's global face feature per frame."""
 
+_sound = pa.struct([("start_s", pa.float64()), ("samples", pa.binary())])
+"""samples: int16, little-endian, 16 kHz, mono."""
+_cue = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", pa.string())])
+
 FACES_ROW = pa.schema(
     [
         *SEGMENT_ROW,
         pa.field("tracks", pa.list_(_track), nullable=False),
         pa.field("windows", pa.list_(_window), nullable=False),
         pa.field("n_dropped_tracks", pa.int32(), nullable=False),
+        pa.field("sound", _sound),
+        pa.field("cues", pa.list_(_cue)),
         pa.field("frames_seen", pa.int64(), nullable=False),
         pa.field("video_seconds", pa.float64(), nullable=False),
         pa.field("face_seconds", pa.float64(), nullable=False),
     ]
 )
-"""A segment whose faces are found. video_seconds: span of the frames decoded; face_seconds: how
+"""A segment whose faces are found. sound, cues: of the whole segment, where a model reads them and
+the video has them. video_seconds: span of the frames decoded; face_seconds: how
 long the face stage took."""
 
 _annotation = pa.struct(
@@ -246,6 +258,7 @@ _annotation = pa.struct(
         ("arousal", pa.float32()),
         ("intensity", pa.float32()),
         ("transcript", pa.string()),
+        ("absent", pa.list_(pa.string())),
         ("model", pa.string()),
         ("model_revision", pa.string()),
     ]
@@ -254,7 +267,7 @@ _annotation = pa.struct(
 
 ANNOTATED_ROW = pa.schema(
     [
-        *[f for f in FACES_ROW if f.name != "windows"],
+        *[f for f in FACES_ROW if f.name not in ("windows", "sound", "cues")],
         pa.field("annotations", pa.list_(_annotation), nullable=False),
         pa.field("annotate_seconds", pa.float64(), nullable=False),
     ]

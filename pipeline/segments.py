@@ -9,7 +9,10 @@ from pipeline.config import DecodeConfig
 from pipeline.decode import VideoInfo, segment_spans
 from pipeline.errors import Reason
 
-_CARRIED = ("video_id", "uri", "size", "corpus", "attempt", "age", "gender", "race")
+_CARRIED = (
+    *("video_id", "uri", "size", "corpus", "attempt"),
+    *("transcript_uri", "age", "gender", "race"),
+)
 _LEAST_BYTES_A_SECOND = 16  # a still picture at one frame a second takes more
 _UNKNOWN = {"duration_s": None, "fps": None, "width": None, "height": None, "codec": None}
 
@@ -81,6 +84,8 @@ def without_faces(segment: dict[str, Any], face_seconds: float = 0.0) -> dict[st
         "tracks": [],
         "windows": [],
         "n_dropped_tracks": 0,
+        "sound": None,
+        "cues": None,
         "frames_seen": 0,
         "video_seconds": 0.0,
         "face_seconds": face_seconds,

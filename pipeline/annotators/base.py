@@ -70,6 +70,8 @@ class Annotation:
     arousal: float | None = None
     intensity: float | None = None
     transcript: str | None = None
+    absent: list[str] | None = None
+    """What the model reads and the window had not: it was given silence, or nothing."""
 
     @property
     def emotion(self) -> str:
@@ -81,7 +83,8 @@ class Annotation:
 
 
 class Annotator(Protocol):
-    """A loaded model. name and revision stand in every row it makes; needs: what it reads."""
+    """A loaded model. name and revision stand in every row it makes; needs: what it reads. Its windows
+    are those of faces, or, where it needs no more than a transcript, what is said, cue by cue."""
 
     name: str
     revision: str

@@ -82,7 +82,7 @@ def _annotations(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, An
         person = {track["track_id"]: track["person_id"] for track in row["tracks"]}
         out += [
             _identity(row, run)
-            | {"config_hash": run.config_hash, "person_id": person[annotation["track_id"]]}
+            | {"config_hash": run.config_hash, "person_id": person.get(annotation["track_id"])}
             | annotation
             for annotation in row["annotations"]
         ]

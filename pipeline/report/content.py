@@ -60,7 +60,7 @@ class VideoReport:
 
     @property
     def tracks(self) -> int:
-        return len({lane[:2] for lane in self.lanes})
+        return len({lane[:2] for lane in self.lanes if lane[1] >= 0})
 
     @property
     def name(self) -> str:
