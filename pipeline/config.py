@@ -116,6 +116,15 @@ class AnnotatorConfig(_Part):
     max_answer_tokens: int = Field(
         96, ge=1, description="length of a written answer; a longer one ends at its last sentence"
     )
+    face_mae: str | None = Field(
+        None, description="Emotion-LLaMA: folder of the face encoder (ViTMAE); none: zeros"
+    )
+    video_mae: str | None = Field(
+        None, description="Emotion-LLaMA: folder of the clip encoder (VideoMAE); none: zeros"
+    )
+    audio_encoder: str | None = Field(
+        None, description="Emotion-LLaMA: folder of the audio encoder (HuBERT); none: zeros"
+    )
     landmark_network: str | None = Field(
         None, description="EmoLA: InsightFace's 2d106det.onnx (a file, on every node)"
     )

@@ -14,7 +14,18 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     "ferv39k": _SEVEN,
     "affectnet": _EIGHT,
     "mafw": (*_EIGHT, "anxiety", "helplessness", "disappointment"),
+    "emotion-llama": (
+        *("happiness", "sadness", "neutral", "anger", "worry"),
+        *("surprise", "fear", "contempt", "doubt"),
+    ),
     "mer2023": ("anger", "happiness", "neutral", "sadness", "surprise", "worry"),
+}
+
+_ADJECTIVES = {
+    "happiness": "happy",
+    "sadness": "sad",
+    "anger": "angry",
+    "worry": "worried",
 }
 
 _SYNONYMS: dict[str, str] = {
@@ -41,6 +52,11 @@ def label_set(name: str) -> tuple[str, ...]:
     except KeyError:
         known = ", ".join(LABEL_SETS)
         raise UserError(f"label set {name!r} is unknown; known sets: {known}") from None
+
+
+def spelled(label: str) -> str:
+    """How Emotion-LLaMA's prompt and answers spell a canonical label ("happiness" -> "happy")."""
+    return _ADJECTIVES.get(label, label)
 
 
 def canonical(label: str) -> str:

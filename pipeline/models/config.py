@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.faces.align import CropSpec
-from pipeline.needs import CropView, Needs
+from pipeline.needs import CropView, FrameView, Needs
 
 
 class _Part(BaseModel):
@@ -189,13 +189,33 @@ class EmotionLlamaConfig(ModelConfig):
 
     name: str = "emotion-llama"
     family: Literal["emotion-llama"] = "emotion-llama"
-    label_set: str = "mer2023"
+    label_set: str = "emotion-llama"
     vision: VisionConfig = VisionConfig(image_size=448)
     language: LanguageConfig = LanguageConfig()
     feature_dim: int = 1024
     lora_alpha: float = 16.0  # of the published adapter, which conversion merges into the base
     join: int = 4  # neighbouring patches that become one token
+    face_size: int = 224  # what FaceMAE and VideoMAE look at
     processor: ProcessorConfig = ProcessorConfig()
+
+    @property
+    def picture(self) -> FrameView:
+        """The one frame of the clip that the language model sees."""
+        return FrameView(self.vision.image_size, middle_only=True)
+
+    @property
+    def clip(self) -> FrameView:
+        return FrameView(self.face_size)
+
+    @property
+    def faces(self) -> CropView:
+        return CropView(CropSpec(self.face_size))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            crops=(self.faces,), frames=(self.picture, self.clip), sound=True, transcript=True
+        )
 
 
 _FAMILIES: dict[str, type[ModelConfig]] = {

@@ -58,8 +58,8 @@ class EmotionLlama(nn.Module):
         )
 
     def splice(self, before: Tensor, between: Tensor, after: Tensor, tokens: Tensor) -> Tensor:
-        """Prompt ids (b,), (m,), (a,) round the video's and the features' place, tokens (B, v, D)
-        -> (B, b + m + a + v, D)."""
+        """Prompt ids (b,), (m,) and (a,) or (B, a) round the video's and the features' place, tokens
+        (B, v, D) -> (B, b + m + a + v, D)."""
         embed = self.language.get_input_embeddings()
         text = [embed(ids).expand(len(tokens), -1, -1) for ids in (before, between, after)]
         last = len(FEATURES) + 1

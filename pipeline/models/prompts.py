@@ -74,10 +74,9 @@ class Prompter:
             question=self._question_ids(question),
         )
 
-    def answer(self, label: str) -> tuple[int, ...]:
-        """Token ids of a label as it follows a prompt's end."""
-        tail = " ASSISTANT:"
-        return self._continuation(tail, self.encode(tail), f" {label}")
+    def answer(self, label: str, end: str = " ASSISTANT:") -> tuple[int, ...]:
+        """Token ids of a label as it follows a prompt's `end`."""
+        return self._continuation(end, self.encode(end), f" {label}")
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids without special ones."""

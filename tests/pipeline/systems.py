@@ -7,10 +7,26 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+    ViTMAEConfig,
+    ViTMAEModel,
+)
 
 from pipeline.models.catalog import CONFIG, TOKENIZER, WEIGHTS
-from pipeline.models.config import ClipConfig, EmolaConfig, LanguageConfig, ModelConfig
+from pipeline.models.config import (
+    ClipConfig,
+    EmolaConfig,
+    EmotionLlamaConfig,
+    LanguageConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from pipeline.models.emola import Emola
+from pipeline.models.emotion_llama import EmotionLlama
 from pipeline.models.prompts import train_tokenizer
 
 LANGUAGE = LanguageConfig(vocab_size=400, width=32, depth=2, heads=2, mlp_hidden=64)
@@ -37,6 +53,56 @@ def random_emola(folder: Path) -> Path:
         landmark_dim=LANDMARK_DIM,
     )
     return save_random(folder, config, Emola(config))
+
+
+FEATURE_DIM = 32
+
+
+def random_emotion_llama(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = EmotionLlamaConfig(
+        name="random-emotion-llama",
+        trained=False,
+        vision=VisionConfig(
+            image_size=56, patch_size=14, width=32, depth=2, heads=2, mlp_hidden=64
+        ),
+        language=LANGUAGE,
+        feature_dim=FEATURE_DIM,
+        face_size=32,
+    )
+    return save_random(folder, config, EmotionLlama(config))
+
+
+def random_encoders(folder: Path) -> dict[str, str]:
+    """Folders of tiny ViTMAE, VideoMAE and HuBERT, by the options that name them."""
+    torch.manual_seed(0)
+    size = {
+        "hidden_size": FEATURE_DIM, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }  # fmt: skip
+    decoder = {
+        "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }  # fmt: skip
+    picture = {"image_size": 32, "patch_size": 16}
+    models = {
+        "face_mae": ViTMAEModel(ViTMAEConfig(**size, **decoder, **picture)),
+        "video_mae": VideoMAEModel(
+            VideoMAEConfig(**size, **decoder, **picture, num_frames=4, tubelet_size=2)
+        ),
+        "audio_encoder": HubertModel(
+            HubertConfig(
+                **size,
+                conv_dim=(16,) * 7,
+                num_conv_pos_embeddings=16,
+                num_conv_pos_embedding_groups=2,
+                feat_proj_layer_norm=False,
+            )
+        ),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in models}
 
 
 def landmark_network(path: Path, dim: int = LANDMARK_DIM) -> Path:

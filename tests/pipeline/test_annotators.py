@@ -14,7 +14,12 @@ from pipeline.errors import UserError
 from pipeline.faces.encoding import encode_crop
 from pipeline.labels import LABEL_SETS
 from pipeline.needs import CropView, FrameView, Needs
-from tests.pipeline.systems import landmark_network, random_emola
+from tests.pipeline.systems import (
+    landmark_network,
+    random_emola,
+    random_emotion_llama,
+    random_encoders,
+)
 
 SEVEN = LABEL_SETS["fer2013"]
 
@@ -154,3 +159,83 @@ def test_a_landmark_network_that_is_none_is_told(emola: Path, tmp_path: Path) ->
         load_annotator(
             str(emola), AnnotatorConfig(landmark_network=str(tmp_path / "x.onnx")), "cpu"
         )
+
+
+@pytest.fixture(scope="module")
+def emotion_llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AnnotatorConfig]:
+    folder = tmp_path_factory.mktemp("emotion-llama")
+    options = AnnotatorConfig(**random_encoders(folder), max_answer_tokens=4)
+    return random_emotion_llama(folder / "model"), options
+
+
+def clip(needs: Needs, **changes: object) -> WindowInput:
+    (faces,), (one, every) = needs.crops, needs.frames
+    rng = np.random.default_rng(0)
+    given = {
+        "crops": {
+            faces: FaceCrops([picture(k, faces.spec.size) for k in range(5)], np.zeros((5, 5, 2)))
+        },
+        "features": np.zeros((5, 0), np.float32),
+        "frames": {
+            one: [picture(9, one.size)],
+            every: [picture(10 + k, every.size) for k in range(5)],
+        },
+        "sound": rng.integers(-9000, 9000, 16_000).astype(np.int16),
+        "transcript": "a surprise",
+    }  # fmt: skip
+    return WindowInput(**(given | changes))
+
+
+def test_emotion_llama_reads_every_part_of_a_clip(emotion_llama) -> None:
+    model, options = emotion_llama
+    annotator = load_annotator(str(model), options, "cpu")
+    needs = annotator.needs
+    (faces,), (one, every) = needs.crops, needs.frames
+    whole = clip(needs)
+    rng = np.random.default_rng(1)
+    other_faces = FaceCrops(
+        [picture(90 + k, faces.spec.size) for k in range(5)], np.zeros((5, 5, 2))
+    )
+    changed = {
+        "face": {"crops": {faces: other_faces}},
+        "frame": {"frames": whole.frames | {one: [picture(99, one.size)]}},
+        "clip": {"frames": whole.frames | {every: [picture(80 + k, every.size) for k in range(5)]}},
+        "sound": {"sound": rng.integers(-900, 900, 16_000).astype(np.int16)},
+        "transcript": {"transcript": "a fear"},
+    }
+    first = annotator.annotate([whole])[0]
+    assert sum(first.scores.values()) == pytest.approx(1, abs=1e-5)
+    assert tuple(first.scores) == LABEL_SETS["emotion-llama"]
+    assert first.transcript == "a surprise"
+    assert first.absent is None
+    for part, change in changed.items():
+        other = annotator.annotate([clip(needs, **change)])[0]
+        assert other.scores != first.scores, part
+
+
+def test_emotion_llama_says_what_a_clip_had_not(emotion_llama) -> None:
+    model, options = emotion_llama
+    annotator = load_annotator(str(model), options.model_copy(update={"describe": True}), "cpu")
+    mute = clip(annotator.needs, sound=None, transcript=None)
+    talking = clip(annotator.needs)
+    together = annotator.annotate([mute, talking, mute])
+    assert [made.absent for made in together] == [
+        ["sound", "transcript"],
+        None,
+        ["sound", "transcript"],
+    ]
+    assert all(isinstance(made.description, str) for made in together)
+    for window, made in zip((mute, talking, mute), together, strict=True):
+        assert_close(annotator.annotate([window])[0], made)
+
+
+def test_encoders_are_optional_and_those_that_do_not_fit_are_told(emotion_llama, tmp_path) -> None:
+    model, options = emotion_llama
+    plain = load_annotator(str(model), AnnotatorConfig(), "cpu")
+    assert plain.annotate([clip(plain.needs)])[0].scores
+    wrong = options.model_copy(update={"video_mae": options.audio_encoder})
+    with pytest.raises(UserError, match="is no VideoMAEModel: it lacks"):
+        load_annotator(str(model), wrong, "cpu")
+    missing = options.model_copy(update={"audio_encoder": str(tmp_path / "none")})
+    with pytest.raises(UserError, match="is no folder of a model"):
+        load_annotator(str(model), missing, "cpu")

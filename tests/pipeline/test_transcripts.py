@@ -1,5 +1,6 @@
 """What is said and how it sounds, on the video's clock."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -134,3 +135,36 @@ def test_a_real_film_has_sound(clips: Path) -> None:
     assert whole is not None
     ours, theirs = apart.span(2.5, 3.5).astype(float), whole.span(2.5, 3.5).astype(float)
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99, "a segment's sound is the film's"
+
+
+ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,16
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+
+
+def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
+    path = tmp_path / "subtitled.mkv"
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        stream = film.add_stream("srt")
+        stream.codec_context.subtitle_header = ASS_HEADER
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        for k in range(50):
+            frame.pts = k
+            film.mux(video.encode(frame))
+        film.mux(video.encode())
+        for cue in CUES:
+            packet = av.Packet(cue.text.encode())
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = round(cue.start_s * 1000)
+            packet.duration = round((cue.end_s - cue.start_s) * 1000)
+            film.mux(packet)
+    assert read_subtitles(str(path)) == CUES

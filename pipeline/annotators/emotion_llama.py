@@ -1,0 +1,146 @@
+"""Emotion-LLaMA as an annotator: a frame, the clip's face, motion and sound, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.annotators.answers import write_answers
+from pipeline.annotators.base import Annotation, WindowInput
+from pipeline.annotators.batches import MicroBatches
+from pipeline.annotators.clip_features import ClipEncoders
+from pipeline.config import AnnotatorConfig
+from pipeline.faces.encoding import decode_crop
+from pipeline.labels import label_set, spelled
+from pipeline.models.catalog import model_folder, model_revision
+from pipeline.models.config import EmotionLlamaConfig
+from pipeline.models.emotion_llama import EmotionLlama
+from pipeline.models.folder import load_network, read_prompter
+from pipeline.models.scoring import LabelTrie, label_log_probabilities
+
+_BEFORE = "[INST] <video>"
+_BETWEEN = "</video> <feature>"
+_LONGEST_TRANSCRIPT = 256  # tokens; a window of seconds says less
+
+
+class EmotionLlamaAnnotator:
+    """Label scores from the [emotion] task; clues in words from the [reason] task where asked for.
+
+    Windows whose prompts are equally long share a forward pass, so none is ever padded.
+    """
+
+    def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
+        folder = model_folder(model)
+        self.config = EmotionLlamaConfig.read(folder)
+        self.options = config
+        self.name, self.revision = self.config.name, model_revision(folder)
+        self.needs = self.config.needs
+        self.device = torch.device(device)
+        self.network = load_network(folder, lambda: EmotionLlama(self.config), device)
+        self.prompter = read_prompter(folder)
+        self.encoders = ClipEncoders(
+            config.face_mae,
+            config.video_mae,
+            config.audio_encoder,
+            self.config.feature_dim,
+            self.device,
+        )
+        self.labels = label_set(config.label_set or self.config.label_set)
+        self.batches = MicroBatches(config.micro_batch)
+        words = [spelled(label) for label in self.labels]
+        self.trie = LabelTrie.of(tuple(self.prompter.answer(w, end="[/INST]") for w in words))
+        self._emotion = (
+            "[emotion] Please determine which emotion label in the video represents: "
+            f"{', '.join(words)}."
+        )
+        self._reason = (
+            "[reason] What are the facial expressions and what is said in the video? "
+            "What emotion does this reflect?"
+        )
+        self._before = self._ids((self.prompter.bos, *self.prompter.encode(_BEFORE)))
+        self._between = self._ids(self.prompter.encode(_BETWEEN))
+        processor = self.config.processor
+        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
+        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+
+    def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
+        out: list[Annotation | None] = [None] * len(windows)
+        groups: dict[int, list[int]] = {}
+        for i, window in enumerate(windows):
+            groups.setdefault(len(self._after(window, self._emotion)), []).append(i)
+        for members in groups.values():
+            made = self.batches.run([windows[i] for i in members], self._forward)
+            for i, annotation in zip(members, made, strict=True):
+                out[i] = annotation
+        return [annotation for annotation in out if annotation is not None]
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
+        """Windows whose prompts are equally long."""
+        dtype = next(self.network.parameters()).dtype
+        pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
+        pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).float()
+        pixels = ((pixels - self.mean) / self.std).to(dtype)
+        features = torch.stack([self._features(window) for window in batch]).to(dtype)
+        tokens = self.network.multimodal_tokens(pixels, features)
+        asked = self._asked(batch, self._emotion, tokens)
+        scores = label_log_probabilities(
+            self.network.language, asked, self.trie, self.config.temperature
+        )
+        described: list[str | None] = [None] * len(batch)
+        if self.options.describe:
+            described = list(self._written(self._asked(batch, self._reason, tokens)))
+        return [
+            Annotation(
+                dict(zip(self.labels, row, strict=True)),
+                description=words,
+                transcript=window.transcript,
+                absent=_absent(window),
+            )
+            for row, words, window in zip(scores.exp().tolist(), described, batch, strict=True)
+        ]
+
+    def _features(self, window: WindowInput) -> Tensor:
+        faces = window.crops[self.config.faces].pictures
+        return self.encoders(faces, window.frames[self.config.clip], window.sound)
+
+    def _asked(self, batch: Sequence[WindowInput], task: str, tokens: Tensor) -> Tensor:
+        after = torch.stack([self._ids(self._after(window, task)) for window in batch])
+        return self.network.splice(self._before, self._between, after, tokens)
+
+    def _written(self, embeds: Tensor) -> list[str]:
+        return write_answers(
+            self.network.language,
+            embeds,
+            self.prompter.tokenizer,
+            self.prompter.eos,
+            self.options.max_answer_tokens,
+        )
+
+    def _after(self, window: WindowInput, task: str) -> tuple[int, ...]:
+        said = self.prompter.encode(window.transcript or "")[:_LONGEST_TRANSCRIPT]
+        return (
+            *self.prompter.encode("</feature> The person in video says:"),
+            *(
+                self.prompter.encode(f" {self.prompter.tokenizer.decode(list(said))}.")
+                if said
+                else ()
+            ),
+            *self.prompter.encode(f" {task} [/INST]"),
+        )
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, device=self.device)
+
+
+def _absent(window: WindowInput) -> list[str] | None:
+    """What the model reads and this window had not."""
+    missing = [
+        name
+        for name, given in (("sound", window.sound), ("transcript", window.transcript))
+        if given is None or len(given) == 0
+    ]
+    return missing or None

@@ -1,0 +1,110 @@
+"""All systems in one pass over real videos, by the command line: one row a window and model."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Emolake, read_rows
+from tests.pipeline.systems import (
+    landmark_network,
+    random_emola,
+    random_emotion_llama,
+    random_encoders,
+)
+
+SRT = "1\n00:00:00,500 --> 00:00:02,000\nWhat a surprise!\n\n2\n00:00:02,500 --> 00:00:05,000\nHm.\n"
+
+
+@pytest.fixture(scope="module")
+def ground(demo_videos: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("systems")
+    videos = folder / "videos"
+    videos.mkdir()
+    shutil.copy(demo_videos / "portrait.mp4", videos)  # no sound
+    shutil.copy(clips / "single_face.mp4", videos)  # sound
+    (videos / "portrait.srt").write_text(SRT)
+    landmark_network(folder / "2d106det.onnx")
+    random_emola(folder / "emola")
+    random_emotion_llama(folder / "emotion-llama")
+    random_encoders(folder)
+    return folder
+
+
+def settings(ground: Path) -> list[str]:
+    given = {
+        "annotator.landmark_network": ground / "2d106det.onnx",
+        "annotator.describe": "true",
+        "annotator.action_units": "true",
+        "annotator.max_answer_tokens": 4,
+        **{f"annotator.{n}": ground / n for n in ("face_mae", "video_mae", "audio_encoder")},
+    }
+    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def output(ground: Path, emolake: Emolake) -> Path:
+    models = f"emo-llama-tiny,{ground}/emola,{ground}/emotion-llama"
+    done = emolake(
+        *("annotate", ground / "videos", "--output", ground / "out", "--model", models),
+        *settings(ground),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model random-emola has random weights: its labels mean nothing" in done.stderr
+    return ground / "out"
+
+
+def test_each_window_stands_once_a_model(output: Path) -> None:
+    rows = read_rows(output, "annotations")
+    keys = [(r["video_id"], r["segment"], r["track_id"], r["window"], r["model"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    by_model = {r["model"]: sorted(k[:4] for k in keys if k[4] == r["model"]) for r in rows}
+    assert set(by_model) == {"emo-llama-tiny", "random-emola", "random-emotion-llama"}
+    assert len({tuple(windows) for windows in by_model.values()}) == 1, "the same windows for all"
+    (portrait,) = [r for r in read_rows(output, "videos") if r["uri"].endswith("portrait.mp4")]
+    assert portrait["n_windows"] == 3
+
+
+def test_each_model_gives_what_it_can(output: Path) -> None:
+    for row in read_rows(output, "annotations"):
+        assert sum(dict(row["scores"]).values()) == pytest.approx(1, abs=1e-4)
+        silent, said = row["uri"].endswith("portrait.mp4"), row["start_s"] < 5
+        if row["model"] == "random-emotion-llama":
+            assert isinstance(row["description"], str)
+            wanted = (["sound"] if silent else []) + ([] if silent and said else ["transcript"])
+            assert (row["absent"] or []) == wanted
+        elif row["model"] == "random-emola":
+            assert isinstance(row["action_units"], list)
+            assert row["transcript"] is None
+        else:
+            assert row["description"] is None
+    texts = {
+        (r["start_s"], r["transcript"])
+        for r in read_rows(output, "annotations")
+        if r["model"] == "random-emotion-llama" and r["uri"].endswith("portrait.mp4")
+    }
+    assert texts == {(0.0, "What a surprise!"), (2.0, "Hm."), (4.0, "Hm.")}
+
+
+def test_tracks_and_report_speak_for_the_first_model(output: Path, emolake: Emolake) -> None:
+    for track in read_rows(output, "tracks"):
+        assert track["dominant_emotion"] == "happiness"
+    page = output.parent / "report.html"
+    assert emolake("report", output, "--html", page).returncode == 0
+    assert "One lane a face track and model" in page.read_text()
+
+
+def test_a_transcript_that_is_none_is_told_and_costs_nothing_else(
+    ground: Path, emolake: Emolake
+) -> None:
+    manifest = ground / "manifest.csv"
+    (ground / "bad.srt").write_text("Dear diary, nothing.")
+    manifest.write_text("uri,transcript_uri\nvideos/single_face.mp4,bad.srt\n")
+    done = emolake(
+        *("annotate", manifest, "--output", ground / "told", "--quiet"),
+        *("--model", ground / "emotion-llama"),
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(ground / "told", "videos")
+    assert row["state"] == "annotated"
+    assert "its transcript cannot be read: no SubRip" in row["detail"]
