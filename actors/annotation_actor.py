@@ -15,7 +15,7 @@ from pipeline.needs import Needs
 from pipeline.schema import ANNOTATED_ROW, VIDEO_ITSELF
 from pipeline.segments import failed_segment
 from pipeline.sound import Sound
-from pipeline.transcripts import Cue, said_in
+from pipeline.transcripts import Cue, said_in, spans_of
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class AnnotationSettings:
 
     models: tuple[str, ...]
     annotator: AnnotatorConfig
+    speech_seconds: float = 0.0
 
 
 _CARRIED = ("track_id", "window", "start_s", "end_s", "n_frames", "n_interpolated", "bbox")
 _TOLD = (
     *("emotion", "confidence", "description", "action_units"),
-    *("valence", "arousal", "intensity", "transcript", "absent"),
+    *("valence", "arousal", "intensity", "sentiment", "transcript", "absent"),
 )
 
 
@@ -50,10 +51,14 @@ class AnnotationActor:
         self.annotators: list[Annotator] = [
             load_annotator(model, settings.annotator, device) for model in settings.models
         ]
+        self.speech_seconds = settings.speech_seconds
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)
 
     def __call__(self, segments: pa.Table) -> pa.Table:
-        rows = [_Segment(row, self.needs) for row in segments.to_pylist(maps_as_pydicts=None)]
+        rows = [
+            _Segment(row, self.needs, self.speech_seconds)
+            for row in segments.to_pylist(maps_as_pydicts=None)
+        ]
         for annotator in self.annotators:
             started = time.monotonic()
             windows = [segment.windows(annotator) for segment in rows]
@@ -73,13 +78,14 @@ Place = dict[str, Any]
 class _Segment:
     """One row on its way through the annotators."""
 
-    def __init__(self, row: dict[str, Any], needs: Needs) -> None:
+    def __init__(self, row: dict[str, Any], needs: Needs, speech_seconds: float) -> None:
         self._face_windows = row.pop("windows")
         self._cues = [Cue(**cue) for cue in row.pop("cues") or ()]
         sound = row.pop("sound")
         self._sound = sound and Sound(sound["start_s"], np.frombuffer(sound["samples"], "<i2"))
         self._row = row
         self._needs = needs
+        self._speech_seconds = speech_seconds
         self._attributes = {name: row[name] for name in ("age", "gender", "race") if row[name]}
         self._annotations: list[dict[str, Any]] = []
         self._error: Exception | None = None
@@ -95,9 +101,8 @@ class _Segment:
     def _own_cues(self) -> list[Cue]:
         """Those that begin here: a cue across a boundary belongs to one segment alone."""
         start_s, end_s = self._row["start_s"], self._row["end_s"]
-        return [
-            cue for cue in self._cues if max(cue.start_s, 0.0) >= start_s and cue.start_s < end_s
-        ]
+        begun = [c for c in self._cues if max(c.start_s, 0.0) >= start_s and c.start_s < end_s]
+        return spans_of(begun, self._speech_seconds) if self._speech_seconds else begun
 
     def _seen(self, window: dict[str, Any]) -> tuple[Place, WindowInput]:
         span = window["start_s"], window["end_s"]

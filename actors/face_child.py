@@ -99,13 +99,13 @@ class _Worker:
         try:
             found = self._faces(segment, start_s, end_s, ending)
             found["sound"] = self._sound(segment["uri"], start_s, end_s)
-            segment |= self._cues(segment, start_s, end_s)
+            found |= self._cues(segment, start_s, end_s)
         except Exception as error:
             told = _told(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
             return without_faces(failed, time.monotonic() - started)
         if ending.truncated:
-            segment |= {"reason": "truncated", "detail": ending.detail}
+            found |= {"reason": "truncated", "detail": ending.detail}
         return segment | found | {"face_seconds": time.monotonic() - started}
 
     def _faces(

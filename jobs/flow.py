@@ -130,7 +130,9 @@ def annotated(
     )
     dataset = dataset.map_batches(
         AnnotationActor,
-        fn_constructor_args=(AnnotationSettings(config.models, config.annotator),),
+        fn_constructor_args=(
+            AnnotationSettings(config.models, config.annotator, config.windows.speech_seconds),
+        ),
         batch_size=_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),

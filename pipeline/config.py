@@ -93,6 +93,11 @@ class WindowsConfig(_Part):
     frames_per_window: int = Field(
         8, ge=1, le=64, description="frames of a window given to the model"
     )
+    speech_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="EmoLLMs: length of the stretches of transcript that are read (0: cue by cue)",
+    )
     crop_format: Literal["png", "jpeg"] = Field(
         "png", description="how crops travel between stages: lossless, or JPEG of quality 95"
     )
@@ -124,6 +129,10 @@ class AnnotatorConfig(_Part):
     )
     audio_encoder: str | None = Field(
         None, description="Emotion-LLaMA: folder of the audio encoder (HuBERT); none: zeros"
+    )
+    regression: Literal["answer", "expected"] = Field(
+        "answer",
+        description="EmoLLMs: numbers as the model writes them, or as the mean over scored numbers",
     )
     landmark_network: str | None = Field(
         None, description="EmoLA: InsightFace's 2d106det.onnx (a file, on every node)"

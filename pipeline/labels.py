@@ -18,6 +18,10 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
         *("happiness", "sadness", "neutral", "anger", "worry"),
         *("surprise", "fear", "contempt", "doubt"),
     ),
+    "emollms": (
+        *("anger", "anticipation", "disgust", "fear", "joy", "love", "optimism"),
+        *("pessimism", "sadness", "surprise", "trust", "neutral"),
+    ),
     "mer2023": ("anger", "happiness", "neutral", "sadness", "surprise", "worry"),
 }
 

@@ -61,6 +61,7 @@ ANNOTATIONS = pa.schema(
             ("transcript", pa.string()),
             ("n_interpolated", pa.int32()),
             ("person_id", pa.int32()),
+            ("sentiment", pa.int32()),
             ("absent", pa.list_(pa.string())),
         ),
         *_columns(
@@ -101,7 +102,8 @@ TRACKS = pa.schema(
 """Beyond the contract, here and in annotations: `n_interpolated`, sampled frames within the span in
 which the face was not found and its box is bridged (the model never sees those); `person_id`, tracks
 of one video that show one person, where the user asked for it; `absent`, what a model reads and a
-window had not (`sound`, `transcript`). `path`: the box in each sampled frame.
+window had not (`sound`, `transcript`), and answers of its that could not be read (`valence_answer`,
+...); `sentiment`, from -3, very negative, to 3. `path`: the box in each sampled frame.
 `thumbnail`: a JPEG of the face, where the user asked for it."""
 
 VIDEOS = pa.schema(
@@ -258,6 +260,7 @@ _annotation = pa.struct(
         ("arousal", pa.float32()),
         ("intensity", pa.float32()),
         ("transcript", pa.string()),
+        ("sentiment", pa.int32()),
         ("absent", pa.list_(pa.string())),
         ("model", pa.string()),
         ("model_revision", pa.string()),

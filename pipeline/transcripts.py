@@ -90,6 +90,21 @@ def said_in(cues: Iterable[Cue], start_s: float, end_s: float) -> str | None:
     return " ".join(said) or None
 
 
+def spans_of(cues: Iterable[Cue], seconds: float) -> list[Cue]:
+    """Cues joined by the slot of so many seconds, on the video's clock, in which they begin."""
+    slots: dict[int, list[Cue]] = {}
+    for cue in cues:
+        slots.setdefault(int(cue.start_s / seconds + 1e-6), []).append(cue)
+    return [
+        Cue(
+            members[0].start_s,
+            max(cue.end_s for cue in members),
+            " ".join(cue.text for cue in members),
+        )
+        for _, members in sorted(slots.items())
+    ]
+
+
 def _said(subtitle: object) -> str:
     """ASS events hold nine fields before the text; FFmpeg decodes every text format into them."""
     ass = getattr(subtitle, "ass", b"")

@@ -69,9 +69,11 @@ class Annotation:
     valence: float | None = None
     arousal: float | None = None
     intensity: float | None = None
+    sentiment: int | None = None
     transcript: str | None = None
     absent: list[str] | None = None
-    """What the model reads and the window had not: it was given silence, or nothing."""
+    """What the model reads and the window had not (it was given silence, or nothing), and answers that
+    could not be read strictly."""
 
     @property
     def emotion(self) -> str:
@@ -100,6 +102,7 @@ _OF_FAMILY = {
     "llama-vid": "emo_llama:EmoLlamaAnnotator",
     "emola": "emola:EmolaAnnotator",
     "emotion-llama": "emotion_llama:EmotionLlamaAnnotator",
+    "emollm": "emollm:EmoLlmAnnotator",
 }
 
 

@@ -17,6 +17,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULT_MODEL = "emo-llama-tiny"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 INDEX = "model.safetensors.index.json"
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""As `transformers` wrote them once; text models are published so."""
 TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "question_tokenizer.json"
 
 
@@ -46,17 +48,22 @@ def model_folder(name_or_path: str) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """The folder's weights: one file, or the shards that its index names. UserError where there are
     none, or one is missing."""
-    if not (folder / INDEX).exists():
-        if not (folder / WEIGHTS).exists():
-            raise UserError(f"{folder} is no model folder: it holds no {WEIGHTS}")
-        return [folder / WEIGHTS]
+    for whole, index in ((WEIGHTS, INDEX), _TORCH):
+        if (folder / index).exists():
+            return _indexed(folder, index)
+        if (folder / whole).exists():
+            return [folder / whole]
+    raise UserError(f"{folder} is no model folder: it holds no {WEIGHTS}")
+
+
+def _indexed(folder: Path, index: str) -> list[Path]:
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError):
-        raise UserError(f"{folder / INDEX} is not an index of weights") from None
+        raise UserError(f"{folder / index} is not an index of weights") from None
     for name in names:
         if not (folder / name).exists():
-            raise UserError(f"{folder} is not whole: {INDEX} names {name}, which is not there")
+            raise UserError(f"{folder} is not whole: {index} names {name}, which is not there")
     return [folder / name for name in names]
 
 

@@ -218,6 +218,17 @@ class EmotionLlamaConfig(ModelConfig):
         )
 
 
+class EmoLlmConfig(ModelConfig):
+    """EmoLLMs (arXiv 2401.08508): any causal or seq2seq checkpoint of `transformers`, reading text."""
+
+    family: Literal["emollm"] = "emollm"
+    label_set: str = "emollms"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(transcript=True)
+
+
 _FAMILIES: dict[str, type[ModelConfig]] = {
     "emo-llama": EmoLlamaConfig,
     "llama-vid": EmoLlamaConfig,
@@ -228,7 +239,10 @@ _FAMILIES: dict[str, type[ModelConfig]] = {
 
 def read_config(folder: Path) -> ModelConfig:
     """`folder`/config.json by the family it names; UserError where it is of none that we have."""
-    family = read_json(folder / "config.json").get("family", "emo-llama")
+    tree = read_json(folder / "config.json")
+    if "family" not in tree and "model_type" in tree:  # a folder as `transformers` writes it
+        return EmoLlmConfig(name=folder.resolve().name)
+    family = tree.get("family", "emo-llama")
     if family not in _FAMILIES:
         known = ", ".join(_FAMILIES)
         raise UserError(f"{folder}/config.json: family {family!r} is unknown; known: {known}")

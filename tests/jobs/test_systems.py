@@ -11,9 +11,12 @@ from tests.pipeline.systems import (
     random_emola,
     random_emotion_llama,
     random_encoders,
+    random_text_model,
 )
 
-SRT = "1\n00:00:00,500 --> 00:00:02,000\nWhat a surprise!\n\n2\n00:00:02,500 --> 00:00:05,000\nHm.\n"
+SRT = (
+    "1\n00:00:00,500 --> 00:00:02,000\nWhat a surprise!\n\n2\n00:00:02,500 --> 00:00:05,000\nHm.\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,7 @@ def ground(demo_videos: Path, clips: Path, tmp_path_factory: pytest.TempPathFact
     random_emola(folder / "emola")
     random_emotion_llama(folder / "emotion-llama")
     random_encoders(folder)
+    random_text_model(folder / "Emollama-tiny")
     return folder
 
 
@@ -44,7 +48,7 @@ def settings(ground: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def output(ground: Path, emolake: Emolake) -> Path:
-    models = f"emo-llama-tiny,{ground}/emola,{ground}/emotion-llama"
+    models = f"emo-llama-tiny,{ground}/emola,{ground}/emotion-llama,{ground}/Emollama-tiny"
     done = emolake(
         *("annotate", ground / "videos", "--output", ground / "out", "--model", models),
         *settings(ground),
@@ -55,14 +59,14 @@ def output(ground: Path, emolake: Emolake) -> Path:
 
 
 def test_each_window_stands_once_a_model(output: Path) -> None:
-    rows = read_rows(output, "annotations")
+    rows = [r for r in read_rows(output, "annotations") if r["track_id"] >= 0]
     keys = [(r["video_id"], r["segment"], r["track_id"], r["window"], r["model"]) for r in rows]
     assert len(set(keys)) == len(keys)
     by_model = {r["model"]: sorted(k[:4] for k in keys if k[4] == r["model"]) for r in rows}
     assert set(by_model) == {"emo-llama-tiny", "random-emola", "random-emotion-llama"}
     assert len({tuple(windows) for windows in by_model.values()}) == 1, "the same windows for all"
     (portrait,) = [r for r in read_rows(output, "videos") if r["uri"].endswith("portrait.mp4")]
-    assert portrait["n_windows"] == 3
+    assert portrait["n_windows"] == 3 + 2, "three of the face, two of what is said"
 
 
 def test_each_model_gives_what_it_can(output: Path) -> None:
@@ -76,7 +80,7 @@ def test_each_model_gives_what_it_can(output: Path) -> None:
         elif row["model"] == "random-emola":
             assert isinstance(row["action_units"], list)
             assert row["transcript"] is None
-        else:
+        elif row["model"] == "emo-llama-tiny":
             assert row["description"] is None
     texts = {
         (r["start_s"], r["transcript"])
@@ -84,6 +88,28 @@ def test_each_model_gives_what_it_can(output: Path) -> None:
         if r["model"] == "random-emotion-llama" and r["uri"].endswith("portrait.mp4")
     }
     assert texts == {(0.0, "What a surprise!"), (2.0, "Hm."), (4.0, "Hm.")}
+
+
+def test_what_is_said_belongs_to_the_video(output: Path) -> None:
+    said = [r for r in read_rows(output, "annotations") if r["model"] == "Emollama-tiny"]
+    assert [(r["track_id"], r["window"], r["transcript"]) for r in said] == [
+        (-1, 0, "What a surprise!"), (-1, 1, "Hm.")
+    ]  # fmt: skip
+    assert [(r["start_s"], r["end_s"]) for r in said] == [(0.5, 2.0), (2.5, 5.0)]
+    assert all(r["sentiment"] in range(-3, 4) for r in said)
+
+
+def test_a_model_of_text_alone_looks_for_no_face(ground: Path, emolake: Emolake) -> None:
+    done = emolake(
+        *("annotate", ground / "videos", "--output", ground / "said", "--quiet"),
+        *("--model", ground / "Emollama-tiny", "--set", "windows.speech_seconds=60"),
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(ground / "said", "annotations")
+    assert row["transcript"] == "What a surprise! Hm."
+    assert read_rows(ground / "said", "tracks") == []
+    states = {Path(r["uri"]).name: r["state"] for r in read_rows(ground / "said", "videos")}
+    assert states == {"portrait.mp4": "annotated", "single_face.mp4": "no_face"}
 
 
 def test_tracks_and_report_speak_for_the_first_model(output: Path, emolake: Emolake) -> None:

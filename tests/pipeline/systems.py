@@ -10,6 +10,11 @@ from torch import nn
 from transformers import (
     HubertConfig,
     HubertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     VideoMAEConfig,
     VideoMAEModel,
     ViTMAEConfig,
@@ -103,6 +108,30 @@ def random_encoders(folder: Path) -> dict[str, str]:
     for name, model in models.items():
         model.save_pretrained(folder / name)
     return {name: str(folder / name) for name in models}
+
+
+def random_text_model(folder: Path, *, seq2seq: bool = False) -> Path:
+    """As the hub has a text model: LLaMA's or T5's classes, and their tokenizer."""
+    torch.manual_seed(0)
+    plain = train_tokenizer(["joy, love, optimism 0.5 -3: neutral or no emotion"], 390)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    if seq2seq:
+        config = T5Config(
+            vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
+            decoder_start_token_id=2, **ids,
+        )  # fmt: skip
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    else:
+        config = LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, **ids,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def landmark_network(path: Path, dim: int = LANDMARK_DIM) -> Path:

@@ -9,6 +9,7 @@ import torch
 from pipeline.annotators.answers import read_action_units, read_label
 from pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
 from pipeline.annotators.batches import MicroBatches
+from pipeline.annotators.emollm import EMOTIONS, VALENCE, read_class, read_emotions, read_score
 from pipeline.config import AnnotatorConfig
 from pipeline.errors import UserError
 from pipeline.faces.encoding import encode_crop
@@ -19,6 +20,7 @@ from tests.pipeline.systems import (
     random_emola,
     random_emotion_llama,
     random_encoders,
+    random_text_model,
 )
 
 SEVEN = LABEL_SETS["fer2013"]
@@ -239,3 +241,77 @@ def test_encoders_are_optional_and_those_that_do_not_fit_are_told(emotion_llama,
     missing = options.model_copy(update={"audio_encoder": str(tmp_path / "none")})
     with pytest.raises(UserError, match="is no folder of a model"):
         load_annotator(str(model), missing, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("read", "answer", "value"),
+    [
+        (read_emotions, "joy, love, optimism", ["joy", "love", "optimism"]),
+        (read_emotions, ">> Joy.", ["joy"]),
+        (read_emotions, "neutral or no emotion", []),
+        (read_emotions, "joy and a bit of love", None),
+        (read_emotions, "", None),
+        (read_score, "0.583", 0.583),
+        (read_score, ">>1.000", 1.0),
+        (read_score, "1.2", None),
+        (read_score, "0.5 or so", None),
+        (read_class, "-3: very negative emotional state can be inferred", -3.0),
+        (read_class, "2", 2.0),
+        (read_class, "4", None),
+        (read_class, "none", None),
+    ],
+)
+def test_answers_are_read_strictly(read, answer: str, value: object) -> None:
+    assert read(answer) == value
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seq2seq", [False, True])
+def test_text_models_score_as_one_forward_per_answer_would(tmp_path: Path, seq2seq: bool) -> None:
+    model = load_annotator(
+        str(random_text_model(tmp_path / "model", seq2seq=seq2seq)), AnnotatorConfig(), "cpu"
+    ).text
+    asked = EMOTIONS.prompt("What a day!")
+    answers = ["joy", "optimism", "no"]
+    for answer, score in zip(answers, model.score([asked], answers)[0], strict=True):
+        ids = model._ids(answer)
+        total = 0.0
+        for k, token in enumerate(ids):
+            before = model.tokenizer(asked, return_tensors="pt")["input_ids"]
+            if seq2seq:
+                start = [model.model.config.decoder_start_token_id, *ids[:k]]
+                logits = model.model(
+                    input_ids=before, decoder_input_ids=torch.tensor([start])
+                ).logits
+            else:
+                tail = torch.tensor([ids[:k]], dtype=torch.long)
+                logits = model.model(input_ids=torch.cat([before, tail], 1)).logits
+            total += float(logits[0, -1].float().log_softmax(-1)[token])
+        assert float(score) == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("seq2seq", [False, True])
+def test_emollms_read_what_is_said_and_count_what_they_cannot_read(
+    tmp_path: Path, seq2seq: bool
+) -> None:
+    folder = random_text_model(tmp_path / "Emot5-tiny", seq2seq=seq2seq)
+    annotator = load_annotator(str(folder), AnnotatorConfig(max_answer_tokens=4), "cpu")
+    assert annotator.name == "Emot5-tiny"
+    assert not annotator.needs.faces
+    said = ["What a lovely day!", "No."]
+    windows = [WindowInput({}, np.zeros((0, 0), np.float32), transcript=text) for text in said]
+    made = annotator.annotate(windows)
+    for annotation, text in zip(made, said, strict=True):
+        assert sum(annotation.scores.values()) == pytest.approx(1, abs=1e-5)
+        assert 0 <= annotation.valence <= 1
+        assert annotation.sentiment in range(-3, 4)
+        assert annotation.transcript == text
+        assert "valence_answer" in annotation.absent, "random weights write no number"
+    alone = annotator.annotate(windows[1:])[0]
+    assert alone.scores == pytest.approx(made[1].scores, abs=1e-5)
+    assert alone.valence == pytest.approx(made[1].valence, abs=1e-5)
+    expected = AnnotatorConfig(max_answer_tokens=4, regression="expected")
+    asked = load_annotator(str(folder), expected, "cpu").annotate(windows)[0]
+    assert asked.valence == pytest.approx(made[0].valence, abs=1e-5)
+    assert "valence_answer" not in (asked.absent or [])
+    assert VALENCE.prompt("x").startswith("Human: \nTask: Evaluate the valence intensity")
