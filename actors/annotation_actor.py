@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,11 @@ class AnnotationActor:
             load_annotator(model, settings.annotator, device) for model in settings.models
         ]
         self.speech_seconds = settings.speech_seconds
+        self.recognizer = None
+        if settings.annotator.recognizer is not None:
+            from pipeline.annotators.speech import SpeechRecognizer
+
+            self.recognizer = SpeechRecognizer(settings.annotator.recognizer, device)
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)
 
     def __call__(self, segments: pa.Table) -> pa.Table:
@@ -59,6 +65,9 @@ class AnnotationActor:
             _Segment(row, self.needs, self.speech_seconds)
             for row in segments.to_pylist(maps_as_pydicts=None)
         ]
+        if self.recognizer is not None and self.needs.transcript:
+            for segment in rows:
+                segment.recognize(self.recognizer)
         for annotator in self.annotators:
             started = time.monotonic()
             windows = [segment.windows(annotator) for segment in rows]
@@ -80,7 +89,9 @@ class _Segment:
 
     def __init__(self, row: dict[str, Any], needs: Needs, speech_seconds: float) -> None:
         self._face_windows = row.pop("windows")
-        self._cues = [Cue(**cue) for cue in row.pop("cues") or ()]
+        cues = row.pop("cues")
+        self._transcribed = cues is not None
+        self._cues = [Cue(**cue) for cue in cues or ()]
         sound = row.pop("sound")
         self._sound = sound and Sound(sound["start_s"], np.frombuffer(sound["samples"], "<i2"))
         self._row = row
@@ -90,6 +101,17 @@ class _Segment:
         self._annotations: list[dict[str, Any]] = []
         self._error: Exception | None = None
         self._seconds = 0.0
+
+    def recognize(self, recognizer: Callable[[Sound], list[Cue]]) -> None:
+        """What is said, heard, where nobody has written it down."""
+        if self._transcribed or self._sound is None:
+            return
+        started = time.monotonic()
+        try:
+            self._cues = recognizer(self._sound)
+        except Exception as error:
+            self._error = error
+        self._seconds += time.monotonic() - started
 
     def windows(self, annotator: Annotator) -> list[tuple[Place, WindowInput]]:
         if self._row["failed"]:

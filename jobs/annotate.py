@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
 
+_RAISED_BY_US = re.compile(r"pipeline\.errors\.(?:UserError|JobFailed): (.+)")
+"""What an actor that could not start said, within the pages that Ray wraps it in."""
+
 
 def annotate_command(options: argparse.Namespace) -> int:
     setting = read_setting(options)
@@ -153,6 +156,11 @@ def _annotate(
         progress.tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
+    except ray.exceptions.RayError as error:
+        told = _RAISED_BY_US.findall(str(error))
+        if not told:
+            raise
+        raise JobFailed(told[-1]) from error
     finally:
         if ours:
             ray.shutdown()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import Config, load_config
+from pipeline.config import ANNOTATOR_FOLDERS, Config, load_config
 from pipeline.corpus import Video, find_videos
 from pipeline.errors import UserError
 from pipeline.faces.weights import checkpoint_file, identity_models
@@ -58,7 +58,10 @@ class Setting:
     @property
     def needs(self) -> Needs:
         """What the face stage must make for all models together."""
-        return Needs.of_all(model.config.needs for model in self.models)
+        needs = Needs.of_all(model.config.needs for model in self.models)
+        if needs.transcript and self.config.annotator.recognizer:
+            return replace(needs, sound=True)
+        return needs
 
     def plan(self, videos: list[Video]) -> Plan:
         return make_plan(
@@ -120,6 +123,12 @@ def _files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
         if not Path(network).is_file():
             raise UserError(f"annotator.landmark_network {network} is no file")
         files["annotator.landmark_network"] = _content_hash(Path(network))
+    for name in ANNOTATOR_FOLDERS:
+        folder = getattr(config.annotator, name)
+        if folder is not None:
+            if not Path(folder).is_dir():
+                raise UserError(f"annotator.{name} {folder} is no folder of a model")
+            files[f"annotator.{name}"] = model_revision(Path(folder))
     return files
 
 

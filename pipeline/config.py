@@ -103,6 +103,11 @@ class WindowsConfig(_Part):
     )
 
 
+ANNOTATOR_FOLDERS = ("face_mae", "video_mae", "audio_encoder", "recognizer")
+ANNOTATOR_FILES = (*ANNOTATOR_FOLDERS, "landmark_network")
+"""Options that name models; their content counts for results, and not where they lie."""
+
+
 class AnnotatorConfig(_Part):
     """Windows -> annotations."""
 
@@ -129,6 +134,11 @@ class AnnotatorConfig(_Part):
     )
     audio_encoder: str | None = Field(
         None, description="Emotion-LLaMA: folder of the audio encoder (HuBERT); none: zeros"
+    )
+    recognizer: str | None = Field(
+        None,
+        description="folder of a Whisper checkpoint: what is said, where a model reads it and the video "
+        "has no transcript",
     )
     regression: Literal["answer", "expected"] = Field(
         "answer",
@@ -217,7 +227,7 @@ class Config(_Part):
             "decode": self.decode.model_dump(exclude={"threads"}),
             "faces": self.faces.model_dump(exclude={"batch_frames", "weights"}),
             "windows": self.windows.model_dump(),
-            "annotator": self.annotator.model_dump(exclude={"micro_batch", "landmark_network"}),
+            "annotator": self.annotator.model_dump(exclude={"micro_batch", *ANNOTATOR_FILES}),
             "model": model_revision,
             "files": dict(files),
         }

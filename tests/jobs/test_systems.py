@@ -12,6 +12,7 @@ from tests.pipeline.systems import (
     random_emotion_llama,
     random_encoders,
     random_text_model,
+    random_whisper,
 )
 
 SRT = (
@@ -134,3 +135,44 @@ def test_a_transcript_that_is_none_is_told_and_costs_nothing_else(
     (row,) = read_rows(ground / "told", "videos")
     assert row["state"] == "annotated"
     assert "its transcript cannot be read: no SubRip" in row["detail"]
+
+
+def test_what_nobody_wrote_down_is_heard(ground: Path, emolake: Emolake) -> None:
+    random_whisper(ground / "whisper")
+    done = emolake(
+        *("annotate", ground / "videos", "--output", ground / "heard", "--quiet"),
+        *("--model", ground / "Emollama-tiny", "--set", f"annotator.recognizer={ground}/whisper"),
+    )
+    assert done.returncode == 0, done.stderr
+    said = {}
+    for row in read_rows(ground / "heard", "annotations"):
+        said.setdefault(Path(row["uri"]).name, []).append(row["transcript"])
+    assert said["portrait.mp4"] == ["What a surprise!", "Hm."], "a transcript comes first"
+    assert said["single_face.mp4"]
+
+
+def test_an_actor_that_cannot_load_its_model_says_so_in_one_line(
+    ground: Path, emolake: Emolake
+) -> None:
+    broken = shutil.copytree(ground / "emola", ground / "broken")
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    done = emolake(
+        *("annotate", ground / "videos", "--output", ground / "none", "--quiet"),
+        *("--model", broken, *settings(ground)),
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("emolake: ")]
+    assert len(told) == 1
+    assert "model.safetensors cannot be read" in told[0]
+    assert len(told[0]) < 300
+
+
+def test_emola_without_its_landmark_network_is_told_before_any_work(
+    ground: Path, emolake: Emolake
+) -> None:
+    done = emolake(
+        "annotate", ground / "videos", "--output", ground / "x", "--model", ground / "emola"
+    )
+    assert done.returncode == 2
+    assert "annotator.landmark_network=FILE" in done.stderr
+    assert not (ground / "x").exists()

@@ -6,8 +6,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
+    GenerationConfig,
     HubertConfig,
     HubertModel,
     LlamaConfig,
@@ -19,6 +21,10 @@ from transformers import (
     VideoMAEModel,
     ViTMAEConfig,
     ViTMAEModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizerFast,
 )
 
 from pipeline.models.catalog import CONFIG, TOKENIZER, WEIGHTS
@@ -131,6 +137,36 @@ def random_text_model(folder: Path, *, seq2seq: bool = False) -> Path:
             num_attention_heads=2, **ids,
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def random_whisper(folder: Path) -> Path:
+    """Whisper's classes and the special tokens that its timestamps need; it speaks nonsense."""
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: k for k, letter in enumerate(letters)} | {"<|endoftext|>": len(letters)}
+    tokenizer = WhisperTokenizerFast(vocab=vocab, merges=[])
+    named = (
+        *("startoftranscript", "en", "translate", "transcribe", "startoflm", "startofprev"),
+        *("nospeech", "notimestamps", *(f"{k * 0.02:.2f}" for k in range(1501))),
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in named]})
+    start, end = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|endoftext|>"])
+    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, decoder_start_token_id=start, max_target_positions=64, **ids,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, max_length=24, return_timestamps=True, is_multilingual=False,
+        no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        alignment_heads=[[0, 0]], max_initial_timestamp_index=50, **ids,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
     return folder
 
 

@@ -10,17 +10,20 @@ from pipeline.annotators.answers import read_action_units, read_label
 from pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.emollm import EMOTIONS, VALENCE, read_class, read_emotions, read_score
+from pipeline.annotators.speech import SpeechRecognizer
 from pipeline.config import AnnotatorConfig
 from pipeline.errors import UserError
 from pipeline.faces.encoding import encode_crop
 from pipeline.labels import LABEL_SETS
 from pipeline.needs import CropView, FrameView, Needs
+from pipeline.sound import RATE, Sound
 from tests.pipeline.systems import (
     landmark_network,
     random_emola,
     random_emotion_llama,
     random_encoders,
     random_text_model,
+    random_whisper,
 )
 
 SEVEN = LABEL_SETS["fer2013"]
@@ -315,3 +318,14 @@ def test_emollms_read_what_is_said_and_count_what_they_cannot_read(
     assert asked.valence == pytest.approx(made[0].valence, abs=1e-5)
     assert "valence_answer" not in (asked.absent or [])
     assert VALENCE.prompt("x").startswith("Human: \nTask: Evaluate the valence intensity")
+
+
+def test_speech_becomes_cues_within_the_sound(tmp_path: Path) -> None:
+    recognizer = SpeechRecognizer(str(random_whisper(tmp_path / "whisper")), "cpu")
+    samples = np.random.default_rng(0).integers(-9000, 9000, 3 * RATE).astype(np.int16)
+    cues = recognizer(Sound(100.0, samples))
+    assert cues, "random weights say something, and it means nothing"
+    assert all(100.0 <= cue.start_s < cue.end_s <= 103.0 for cue in cues)
+    assert recognizer(Sound(100.0, samples[:100])) == []
+    with pytest.raises(UserError, match=r"annotator\.recognizer"):
+        SpeechRecognizer(str(tmp_path), "cpu")
