@@ -310,6 +310,9 @@ def _evaluate(commands: Any) -> None:
         metavar="FILE",
         help="for --output: Parquet or CSV with uri (or file name), label, and maybe start_s, end_s",
     )
+    parser.add_argument(
+        "--reading", metavar="MODEL", help="for --output: whose rows, where several models wrote"
+    )
     _storage_option(parser)
     parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
     _json_option(parser)

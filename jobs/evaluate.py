@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,21 +31,29 @@ Sample = tuple[dict[str, float] | None, int]
 
 def evaluate_command(options: argparse.Namespace) -> int:
     config = read_config(model_folder(options.model))
+    answers: dict[str, Any] = {}
     labels = label_set(options.label_set or config.label_set)
     if (options.output is None) == (options.data is None):
         raise UserError("give --data FILE to score a model, or --output OUTPUT with --labels FILE")
     if options.output is not None:
         if options.labels is None:
             raise UserError("--output needs --labels FILE: a Parquet or CSV with uri and label")
-        samples = _of_output(options, labels)
+        of_video = _windows_by_video(options)
+        samples = _of_output(options, labels, of_video)
+        answers = _answers(options, of_video)
     elif "uri" in read_table(options.data).column_names:
         samples = _of_media(options, config, labels)
     else:
         samples = _of_pictures(options, config, labels)
-    result = _scored(list(samples), labels)
+    result = _scored(list(samples), labels) | answers
     if options.output is None:
         revision = model_revision(model_folder(options.model))
         result["model"] = {"name": config.name, "revision": revision}
+    if "rouge_l" in result:
+        units = result.get("action_unit_f1", {}).get("faba-instruct", {}).get("mean")
+        result["rege"] = {"emotion": result["war"] + result["rouge_l"]}
+        if units is not None:
+            result["rege"]["action_units"] = units + result["rouge_l"]
     if options.json:
         print_json(result)
         return 0
@@ -72,8 +82,10 @@ def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
         "war": scores.war,
         "uar": scores.uar,
         "macro_f1": scores.macro_f1,
+        "weighted_f1": scores.weighted_f1,
         "ece": scores.ece,
         "nll": scores.nll,
+        "brier": scores.brier,
         "labels": list(labels),
         "confusion": scores.confusion.tolist(),
         "per_class_recall": {
@@ -167,26 +179,96 @@ def _video_row(uri: str, storage: Storage) -> Any:
     return pa.Table.from_pylist([row], VIDEO_ROW)
 
 
-def _of_output(options: argparse.Namespace, labels: tuple[str, ...]) -> Iterator[Sample]:
-    """An annotated output: each label against the windows that its span overlaps, all of the video
-    without one."""
-    rows = read_annotations(
-        options.output,
-        parse_options(options.storage_options),
-        [*("video_id", "uri", "segment", "track_id", "window"), "start_s", "end_s", "scores"],
-    ).to_pylist()
-    by_name: dict[str, list[dict[str, Any]]] = {}
+Windows = dict[str, list[dict[str, Any]]]
+"""Annotations by uri and by file name."""
+_GIVEN = ("scores", "description", "action_units", "valence", "arousal", "intensity", "sentiment")
+_NUMBERS = ("valence", "arousal", "intensity", "sentiment")
+
+
+def _windows_by_video(options: argparse.Namespace) -> Windows:
+    """One reading a window: of the model that was asked for, or the first."""
+    key = ("video_id", "uri", "segment", "track_id", "window", "start_s", "end_s", "model")
+    table = read_annotations(
+        options.output, parse_options(options.storage_options), [*key, *_GIVEN]
+    )
+    rows = table.to_pylist()
+    if options.reading is not None:
+        names = sorted({row["model"] for row in rows})
+        if options.reading not in names:
+            raise UserError(
+                f"--reading {options.reading}: the output has rows of {', '.join(names)}"
+            )
+        rows = [row for row in rows if row["model"] == options.reading]
+    by_name: Windows = {}
     for row in first_model(rows):
         for name in {row["uri"], posixpath.basename(row["uri"])}:
             by_name.setdefault(name, []).append(row)
+    return by_name
+
+
+def _clipped(windows: Windows, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The windows that a labelled span overlaps, cut to it; all of the video's without a span."""
+    start, end = row.get("start_s") or 0.0, row.get("end_s")
+    return [
+        window
+        | {"start_s": max(window["start_s"], start)}
+        | ({} if end is None else {"end_s": min(window["end_s"], end)})
+        for window in windows.get(row["uri"], [])
+        if window["end_s"] > start and (end is None or window["start_s"] < end)
+    ]
+
+
+def _of_output(
+    options: argparse.Namespace, labels: tuple[str, ...], of_video: Windows
+) -> Iterator[Sample]:
+    """An annotated output: each label against the windows that its span overlaps."""
     spans = ("start_s", "end_s")
     for row, label in labelled_rows(options.labels, labels, "uri", optional=spans):
-        start, end = row.get("start_s") or 0.0, row.get("end_s")
-        windows = [
-            window
-            | {"start_s": max(window["start_s"], start)}
-            | ({} if end is None else {"end_s": min(window["end_s"], end)})
-            for window in by_name.get(row["uri"], [])
-            if window["end_s"] > start and (end is None or window["start_s"] < end)
-        ]
+        windows = _clipped(of_video, row)
         yield time_weighted_scores(windows) if windows else None, label
+
+
+def _answers(options: argparse.Namespace, of_video: Windows) -> dict[str, Any]:
+    """Metrics of the further columns that the labels have: action units, numbers, sentences. Of
+    several windows the longest in the span speaks; numbers are the mean by length."""
+    from pipeline.training.answer_metrics import AU_SETS, action_unit_f1, pearson, rouge_l
+
+    table = read_table(options.labels)
+    rows = [(row, _clipped(of_video, row)) for row in table.to_pylist()]
+    rows = [(row, windows) for row, windows in rows if windows]
+    told: dict[str, Any] = {}
+    if "action_units" in table.column_names:
+        given = [_longest(windows)["action_units"] or [] for _, windows in rows]
+        true = [_units(row["action_units"]) for row, _ in rows]
+        told["action_unit_f1"] = {
+            name: action_unit_f1(given, true, units) for name, units in AU_SETS.items()
+        }
+    for name in _NUMBERS:
+        if name in table.column_names:
+            pairs = [(_mean(windows, name), row[name]) for row, windows in rows]
+            known = [(g, t) for g, t in pairs if g is not None and t is not None]
+            told.setdefault("pearson", {})[name] = pearson(
+                [g for g, _ in known], [float(t) for _, t in known]
+            )
+    if "description" in table.column_names and rows:
+        each = [
+            rouge_l(_longest(windows)["description"] or "", row["description"] or "")
+            for row, windows in rows
+        ]
+        told["rouge_l"] = fmean(each)
+    return told
+
+
+def _longest(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(windows, key=lambda window: window["end_s"] - window["start_s"])
+
+
+def _mean(windows: list[dict[str, Any]], name: str) -> float | None:
+    told = [(w[name], max(w["end_s"] - w["start_s"], 1e-3)) for w in windows if w[name] is not None]
+    return sum(v * weight for v, weight in told) / sum(w for _, w in told) if told else None
+
+
+def _units(told: Any) -> list[str]:
+    """A list, or text such as "AU1, AU12" or "1 12"."""
+    words = re.findall(r"\d+", told) if isinstance(told, str) else [str(u) for u in told or ()]
+    return [f"AU{word.removeprefix('AU')}" for word in words]

@@ -15,16 +15,20 @@ class Scores:
     """n samples over L labels.
 
     war: accuracy (weighted average recall); uar: mean of the recalls of the labels that occur;
-    macro_f1: mean F1 over those; ece: expected calibration error over 15 equal-width bins (Guo et
-    al. 2017); confusion: (L, L) counts, rows truth; recall: (L,), NaN where a label does not occur.
+    macro_f1: mean F1 over those; weighted_f1: the same, each by how often it occurs (MER2023's);
+    ece: expected calibration error over 15 equal-width bins (Guo et al. 2017); brier: mean squared
+    distance to the truth over all labels; confusion: (L, L) counts, rows truth; recall: (L,), NaN where
+    a label does not occur.
     """
 
     n: int
     war: float
     uar: float
     macro_f1: float
+    weighted_f1: float
     ece: float
     nll: float
+    brier: float
     confusion: NDArray[np.int64]
     recall: NDArray[np.float64]
 
@@ -51,8 +55,10 @@ def classification_scores(probabilities: NDArray[np.floating], truth: NDArray[np
         war=float(right.mean()),
         uar=float(recall[occurs].mean()),
         macro_f1=float(f1[occurs].mean()),
+        weighted_f1=float((f1 * support).sum() / n),
         ece=float(np.sum(gaps)),
         nll=float(-np.log(np.maximum(probabilities[np.arange(n), truth], 1e-12)).mean()),
+        brier=float(((probabilities - np.eye(labels)[truth]) ** 2).sum(1).mean()),
         confusion=confusion,
         recall=recall,
     )

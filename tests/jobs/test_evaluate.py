@@ -10,7 +10,9 @@ import pytest
 from skimage import data
 
 from jobs.cli import main
+from pipeline.lake.commit import commit_segments
 from tests.conftest import read_rows
+from tests.pipeline.test_lake import RUN, lake_at, no_fence, segment
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,36 @@ def test_an_output_against_labels_of_stretches(demo_output: Path, tmp_path: Path
     assert (told["n"], told["unreadable"], told["war"]) == (2, 2, 0.5)
     truth = [told["labels"].index(label) for label in (at_three["emotion"], "anger")]
     assert [sum(told["confusion"][k]) for k in truth] == [1, 1]
+
+
+def test_an_output_is_scored_for_units_numbers_and_sentences(tmp_path, capsys) -> None:
+    lake = lake_at(tmp_path / "out")
+    row = segment("a", windows=2)
+    for window, units, valence, words in zip(
+        row["annotations"], (["AU4"], ["AU4", "AU20"]), (0.1, 0.7), ("A scared face.", "Fear."),
+        strict=True,
+    ):  # fmt: skip
+        window |= {"action_units": units, "valence": valence, "description": words}
+    other = [a | {"model": "n", "model_revision": "s", "valence": 0.5} for a in row["annotations"]]
+    commit_segments(lake, [row | {"annotations": row["annotations"] + other}], RUN, no_fence)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "uri,start_s,end_s,label,action_units,valence,description\n"
+        "a.mp4,0,2,fear,4 20,0.2,a scared face\n"
+        "a.mp4,2,4,anger,AU4,0.9,an angry face\n"
+    )
+    asked = ["evaluate", "--output", str(tmp_path / "out"), "--labels", str(labels), "--json"]
+    assert main(asked) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["war"] == 0.5
+    assert told["action_unit_f1"]["disfa"]["AU4"] == 1.0
+    # AU20: given once, true once, never together; the other 18 of the set never occur.
+    assert told["action_unit_f1"]["faba-instruct"]["mean"] == pytest.approx(1 / 20)
+    assert told["pearson"] == {"valence": pytest.approx(1.0)}
+    assert told["rouge_l"] == pytest.approx(0.5)
+    assert told["rege"]["emotion"] == pytest.approx(1.0)
+    assert told["rege"]["action_units"] == pytest.approx(0.55)
+    assert main([*asked, "--reading", "n"]) == 0
+    assert json.loads(capsys.readouterr().out)["pearson"] == {"valence": None}
+    assert main([*asked, "--reading", "x"]) == 2
+    assert "the output has rows of m, n" in capsys.readouterr().err
