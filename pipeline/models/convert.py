@@ -22,10 +22,12 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.models.catalog import CARD, CONFIG, INDEX, QUESTION_TOKENIZER, TOKENIZER
 from pipeline.models.config import ModelConfig, read_json
+from pipeline.models.emotion_llama import WRAPPED
 from pipeline.models.families import PUBLISHED
 from pipeline.models.loading import check_fit, empty_parameters
+from pipeline.models.published import lora_base
 
-_SHARD_BYTES = 2 << 30
+_SHARD_BYTES = 1 << 30
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -60,14 +62,17 @@ def convert(family: str, sources: Sources, output: Path) -> Converted:
         raise UserError(f"--output {output} is there already; name a new folder")
     layout = PUBLISHED[family]
     folder = sources.base or sources.main
-    published, weights = read_json(folder / CONFIG), _gathered(family, sources)
+    published = read_json(folder / CONFIG)
+    files, side = _parts_of(family, sources)
     if (sources.main / _ADAPTER_CONFIG).exists():
         published |= {"lora_alpha": read_json(sources.main / _ADAPTER_CONFIG).get("lora_alpha")}
-    config: ModelConfig = layout.config(published, {k: tuple(v.shape) for k, v in weights.items()})
+    shapes = {name: tensor.to("meta") for file in files for name, tensor in read_file(file).items()}
+    shapes |= {name: tensor.to("meta") for name, tensor in side.items()}
+    config: ModelConfig = layout.config(published, {k: tuple(v.shape) for k, v in shapes.items()})
     config = config.model_copy(update={"name": f"{family}-{sources.main.resolve().stem}"})
-    ours = layout.rename(weights, config)
+    fitting = layout.rename(shapes, config)
     with empty_parameters():
-        check_fit(layout.network(config), {k: tuple(v.shape) for k, v in ours.items()})
+        check_fit(layout.network(config), {k: tuple(v.shape) for k, v in fitting.items()})
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -75,7 +80,10 @@ def convert(family: str, sources: Sources, output: Path) -> Converted:
         _write_tokenizers(sources, folder, aside)
         (aside / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
         (aside / CARD).write_text(_card(family, sources, config))
-        written = _write_shards(ours, aside)
+        renamed = (layout.rename(part, config) for part in _parts(files, side))
+        written = _write_shards(renamed, aside)
+        if written.tensors != len(fitting):
+            raise RuntimeError(f"{written.tensors} of {len(fitting)} tensors were written")
         aside.rename(output)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -83,10 +91,29 @@ def convert(family: str, sources: Sources, output: Path) -> Converted:
     return written
 
 
-def _gathered(family: str, sources: Sources) -> dict[str, Tensor]:
-    """All tensors by the published names, mapped."""
+def _parts(files: list[Path], side: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors in parts that can be renamed one after another: each file with what belongs to its
+    tensors (halves of LoRA, of EVA's bias), then the rest. A part is let go before the next is read."""
+    adapters = {name: tensor for name, tensor in side.items() if lora_base(name)}
+    biases = {
+        name: tensor.clone()
+        for file in files
+        for name, tensor in read_file(file).items()
+        if name.endswith((".q_bias", ".v_bias"))
+    }
+    for file in files:
+        # What was trained further stands beside the base, and takes the place of the base's.
+        part = {name: tensor for name, tensor in read_file(file).items() if name not in side}
+        part |= biases | {n: t for n, t in adapters.items() if lora_base(n) in part}
+        yield part
+        del part
+    yield biases | {name: tensor for name, tensor in side.items() if name not in adapters}
+
+
+def _parts_of(family: str, sources: Sources) -> tuple[list[Path], dict[str, Tensor]]:
+    """The language model's files, and all smaller tensors by the published names, mapped."""
     if family == "llama-vid":
-        return read_weights(sources.main) | _tower(sources, "model.vision_tower.vision_tower.")
+        return weight_files_of(sources.main), _tower(sources, "model.vision_tower.vision_tower.")
     base = sources.base
     if base is None:
         raise UserError(f"--family {family} is published as an adapter; name its --base folder")
@@ -95,10 +122,12 @@ def _gathered(family: str, sources: Sources) -> dict[str, Tensor]:
         width = next((t.shape[-1] for n, t in tower.items() if n.endswith("cls_token")), 0)
         # MiniGPT-v2 keeps this norm as it is made, and publishes it with some checkpoints only.
         norm = {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
-        return read_weights(base) | tower | norm | read_file(sources.main)
+        trained = {n.removeprefix(WRAPPED): t for n, t in read_file(sources.main).items()}
+        return weight_files_of(base), tower | norm | trained
     tower = _tower(sources, "model.vision_tower.vision_tower.")
     tower = {n: t for n, t in tower.items() if ".vision_model." in n}  # CLIP's text side stays
-    return read_weights(base) | tower | _emola_adapter(sources.main)
+    adapter = _emola_adapter(sources.main)
+    return weight_files_of(base), tower | adapter
 
 
 def _emola_adapter(folder: Path) -> dict[str, Tensor]:
@@ -121,24 +150,23 @@ def _emola_adapter(folder: Path) -> dict[str, Tensor]:
 def _tower(sources: Sources, prefix: str) -> dict[str, Tensor]:
     if sources.vision is None:
         return {}
-    return {prefix + name: tensor for name, tensor in read_weights(sources.vision).items()}
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files_of(sources.vision):
+        tensors |= {prefix + name: tensor for name, tensor in read_file(file).items()}
+    return tensors
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def weight_files_of(path: Path) -> list[Path]:
     """A checkpoint file, or a folder's: whole, or the shards that its index names."""
     if path.is_file():
-        return read_file(path)
+        return [path]
     for name in _INDICES:
         if (path / name).exists():
-            index = read_json(path / name)
-            files = sorted(set(index.get("weight_map", {}).values()))
-            tensors: dict[str, Tensor] = {}
-            for file in files:
-                tensors |= read_file(path / file)
-            return tensors
+            names = set(read_json(path / name).get("weight_map", {}).values())
+            return [path / file for file in sorted(names)]
     for name in _WHOLE:
         if (path / name).exists():
-            return read_file(path / name)
+            return [path / name]
     raise UserError(f"{path} holds no checkpoint ({', '.join((*_INDICES, *_WHOLE))})")
 
 
@@ -159,19 +187,23 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _write_shards(tensors: Mapping[str, Tensor], folder: Path) -> Converted:
+def _write_shards(parts: Iterator[dict[str, Tensor]], folder: Path) -> Converted:
     """safetensors of at most _SHARD_BYTES, and their index in the form that `transformers` writes."""
-    shards = list(_shards(tensors))
     index: dict[str, str] = {}
-    total = 0
-    for k, names in enumerate(shards, 1):
-        file = f"model-{k:05}-of-{len(shards):05}.safetensors"
-        save_file({name: tensors[name].contiguous() for name in names}, folder / file)
-        index |= dict.fromkeys(names, file)
-        total += sum(tensors[name].nbytes for name in names)
+    total = shards = 0
+    for part in parts:
+        new = {name: tensor for name, tensor in part.items() if name not in index}
+        for names in _shards(new):
+            shards += 1
+            file = f"model-{shards:05}.safetensors"
+            save_file({name: new[name].contiguous() for name in names}, folder / file)
+            index |= dict.fromkeys(names, file)
+            total += sum(new[name].nbytes for name in names)
+        part.clear()
+        new.clear()
     told = {"metadata": {"total_size": total}, "weight_map": index}
     (folder / INDEX).write_text(json.dumps(told, indent=1) + "\n")
-    return Converted(len(index), len(shards), total)
+    return Converted(len(index), shards, total)
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -183,7 +215,8 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
             held, size = [], 0
         held.append(name)
         size += tensor.nbytes
-    yield held
+    if held:
+        yield held
 
 
 def _write_tokenizers(sources: Sources, folder: Path, target: Path) -> None:

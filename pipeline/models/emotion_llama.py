@@ -68,7 +68,8 @@ class EmotionLlama(nn.Module):
 
 
 _TOWER = "visual_encoder."
-_WRAPPED = "llama_model.base_model.model."
+WRAPPED = "llama_model.base_model.model."
+"""How peft names the language model in the published checkpoint."""
 _PREFIXES = {
     "ln_vision.": "vision.model.post_layernorm.",
     "llama_proj.": "image_projection.",
@@ -97,7 +98,7 @@ def rename(published: Mapping[str, Tensor], config: EmotionLlamaConfig) -> dict[
 
     The base's names may stand as in Llama-2's own files or under peft's wrapping.
     """
-    bare = {name.removeprefix(_WRAPPED): tensor for name, tensor in published.items()}
+    bare = {name.removeprefix(WRAPPED): tensor for name, tensor in published.items()}
     tower, rest = eva_tensors(merged_lora(bare, config.lora_alpha), _TOWER, config.vision)
     return {f"vision.model.{name}": tensor for name, tensor in tower.items()} | renamed(
         rest, _renamed, "Emotion-LLaMA"

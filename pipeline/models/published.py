@@ -120,6 +120,12 @@ def resized_positions(table: Tensor, grid: int) -> Tensor:
     return torch.cat([table[:, :1], flat], dim=1)
 
 
+def lora_base(name: str) -> str | None:
+    """The weight that a LoRA tensor belongs to; None for any other tensor."""
+    match = _LORA.match(name)
+    return f"{match['layer']}.weight" if match else None
+
+
 def merged_lora(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """`X.lora_A`, `X.lora_B` added into `X.weight` (peft: W + alpha / r * B A), and the names of peft's
     wrapping (`.base_layer.`) gone. UserError where an adapter has no base to go to."""
