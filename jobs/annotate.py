@@ -145,6 +145,7 @@ def _annotate(
     import ray
 
     from jobs.flow import annotated, pool_sizes, start_ray
+    from jobs.metrics import RunMetrics
 
     ours = not ray.is_initialized()
     on_term = signal.getsignal(signal.SIGTERM)
@@ -154,8 +155,10 @@ def _annotate(
     try:
         pools = pool_sizes(setting.config.resources)
         progress.tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
+        metrics = RunMetrics(run.run_id)
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
+            metrics.add(row, progress.tally)
     except ray.exceptions.RayError as error:
         told = _RAISED_BY_US.findall(str(error))
         if not told:

@@ -94,6 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _annotate(commands)
     _plan(commands)
+    _submit(commands)
+    _jobs(commands)
     _status(commands)
     _report(commands)
     _export(commands)
@@ -147,6 +149,46 @@ def _plan(commands: Any) -> None:
     _json_option(parser)
 
 
+def _submit(commands: Any) -> None:
+    parser = _add(
+        commands, "submit", "submit:submit_command",
+        "run the same job on a Ray cluster, follow its log and return its exit code",
+        "emolake submit s3://archive/ --output s3://lake/emotions --address http://HOST:8265",
+    )  # fmt: skip
+    _input_options(parser)
+    parser.add_argument("--run-id", metavar="ID", help="name of this run (default: made from time)")
+    _address_option(parser)
+    parser.add_argument("--no-wait", action="store_true", help="do not follow it")
+    parser.add_argument("--submission-id", metavar="ID", help="name of the job on the cluster")
+    parser.add_argument(
+        "--working-dir", type=Path, metavar="DIR",
+        help="sent along, where the cluster's image has no emolake",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runtime-env", type=Path, metavar="FILE", help="YAML of a Ray runtime environment"
+    )
+    parser.add_argument(
+        "--entrypoint-cpus", type=float, metavar="N", help="CPUs kept for the driver (default: 0)"
+    )
+    _json_option(parser)
+
+
+def _jobs(commands: Any) -> None:
+    parser = _add(
+        commands, "jobs", "submit:jobs_command",
+        "list the jobs of a cluster",
+        "emolake jobs --address http://HOST:8265",
+    )  # fmt: skip
+    _address_option(parser)
+    _json_option(parser)
+
+
+def _address_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", required=True, metavar="URL", help="the cluster's dashboard, http://HOST:8265"
+    )
+
+
 def _input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", nargs="+", metavar="INPUT", help="file, folder, glob, fsspec URI or manifest"
@@ -167,6 +209,10 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="try also what failed for good before"
     )
+    parser.add_argument(
+        "--since", metavar="TIME",
+        help="only videos written since then: 2026-01-31, 2026-01-31T06:00+01:00, 7d or 36h",
+    )  # fmt: skip
     _storage_option(parser)
 
 

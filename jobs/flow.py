@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from actors.annotation_actor import AnnotationActor, AnnotationSettings
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from jobs.nodes import check_nodes
 from jobs.setup import Setting
 from pipeline.config import ResourcesConfig
 from pipeline.errors import JobFailed, cannot_write
@@ -45,6 +46,7 @@ def start_ray(resources: ResourcesConfig) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
+        check_nodes()
     else:
         faces = resources.face_actors or _default_faces(_cores())
         annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
@@ -189,6 +191,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "segment": row["segment"],
             "state": segment_state(row),
             "reason": row["reason"],
+            "attempt": row["attempt"],
             "n_tracks": len(row["tracks"]),
             "n_windows": len(first_model(row["annotations"])),
             "n_dropped_tracks": row["n_dropped_tracks"],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
+import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config import ANNOTATOR_FOLDERS, Config, load_config
@@ -49,6 +52,7 @@ class Setting:
     lake: Lake
     reprocess: bool
     retry_failed: bool
+    since: float | None
 
     @property
     def config_hash(self) -> str:
@@ -71,6 +75,7 @@ class Setting:
             self.config_hash,
             reprocess=self.reprocess,
             retry_failed=self.retry_failed,
+            since=self.since,
         )
 
     def ledger(self) -> Ledger:
@@ -101,7 +106,24 @@ def read_setting(options: argparse.Namespace) -> Setting:
         lake=Lake.at(options.output, storage),
         reprocess=options.reprocess,
         retry_failed=options.retry_failed,
+        since=_since(options.since),
     )
+
+
+def _since(told: str | None) -> float | None:
+    """A date or time (UTC where it names no zone), or so many days or hours before now (7d, 36h)."""
+    if told is None:
+        return None
+    if match := re.fullmatch(r"(\d+)([dh])", told):
+        hours = int(match[1]) * (24 if match[2] == "d" else 1)
+        return time.time() - hours * 3600
+    try:
+        moment = datetime.fromisoformat(told)
+    except ValueError:
+        raise UserError(
+            f"--since {told!r} is no time; write 2026-01-31, 2026-01-31T06:00+01:00, 7d or 36h"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:

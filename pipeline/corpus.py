@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -34,7 +35,8 @@ _STAT_THREADS = 32
 class Video:
     """One video of the input. size None and `missing` a reason where it cannot be read.
 
-    version: the object's etag or modification time; with uri and size it makes the video_id.
+    version: the object's etag or modification time; with uri and size it makes the video_id. modified:
+    when it was last written, seconds since 1970, where the storage tells.
     """
 
     uri: str
@@ -44,6 +46,7 @@ class Video:
     transcript_uri: str | None = None
     attributes: dict[str, str] = field(default_factory=dict)
     missing: str | None = None
+    modified: float | None = None
 
     @property
     def video_id(self) -> str:
@@ -100,7 +103,17 @@ def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) ->
         # Tables hold UTF-8; the file is named as well as it can be, and failed, not forgotten.
         named = uri.encode("utf-8", "backslashreplace").decode()
         return Video(named, None, str(version), missing="not_found", **extra)
-    return Video(uri, int(info["size"] or 0), str(version), **extra)
+    return Video(uri, int(info["size"] or 0), str(version), modified=_modified(info), **extra)
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    told = info.get("mtime") or info.get("LastModified") or info.get("updated")
+    if isinstance(told, str):
+        try:
+            told = datetime.fromisoformat(told)
+        except ValueError:
+            return None
+    return told.timestamp() if isinstance(told, datetime) else told
 
 
 def _is_unicode(name: str) -> bool:

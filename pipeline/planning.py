@@ -33,8 +33,10 @@ def make_plan(
     *,
     reprocess: bool = False,
     retry_failed: bool = False,
+    since: float | None = None,
 ) -> Plan:
-    """Compares by video_id, so an object that has changed counts as new.
+    """Compares by video_id, so an object that has changed counts as new. since: seconds since 1970; a
+    video that was last written before is left alone, one whose storage does not tell is not.
 
     UserError where the output holds rows of another configuration and `reprocess` was not asked.
     """
@@ -44,6 +46,9 @@ def make_plan(
         _refuse_other_configuration(ledger, config_hash)
     rows, done, skipped = [], Counter[str](), Counter[str]()
     for video in videos:
+        if since is not None and video.modified is not None and video.modified < since:
+            skipped["older than --since"] += 1
+            continue
         state = known.get(video.video_id)
         if reprocess or state is None:
             changed = state is None and video.uri in known_uris

@@ -285,6 +285,7 @@ COMMITTED_ROW = pa.schema(
         ),
         *_maybe(("reason", pa.string())),
         *_columns(
+            ("attempt", pa.int32()),
             ("n_tracks", pa.int32()),
             ("n_windows", pa.int32()),
             ("n_dropped_tracks", pa.int32()),

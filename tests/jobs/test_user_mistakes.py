@@ -85,6 +85,7 @@ CASES = [
     (f"annotate {VIDEOS} --run-id ../up", "--run-id"),
     ("annotate {g}/videos --output {g}/file/out", "{g}/file/out"),
     ("plan {g}/none --output {g}/out", "does not exist"),
+    ("plan {g}/videos --output {g}/out --since yesterday", "is no time"),
     ("status {g}/videos", "holds no run"),
     ("status {g}/none", "holds no run"),
     ("compact {g}/videos", "holds no run"),
