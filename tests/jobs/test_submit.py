@@ -83,7 +83,7 @@ def submitted(
         [
             *(sys.executable, "-m", "jobs", "submit", str(demo_videos), "--address", address),
             *("--output", str(folder / "out"), "--config", str(config), "--run-id", RUN),
-            *("--submission-id", "demo-job"),
+            *("--submission-id", "demo-job", "--set", "resources.face_actors=1"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+import ray
 
+from jobs.cli import main
+from jobs.flow import start_ray
+from pipeline.config import ResourcesConfig
 from pipeline.lake.layout import Lake
 from pipeline.lake.lease import Lease
 from pipeline.storage import Storage
-from tests.conftest import S3, Emolake
+from tests.conftest import S3
 
 
 class Week:
-    """The bucket, the lake in it, and the command that the schedule runs."""
+    """The bucket, the lake in it, and the command that the schedule runs, on a Ray that stays up."""
 
-    def __init__(self, s3: S3, emolake: Emolake, clips: dict[str, bytes]) -> None:
+    def __init__(self, s3: S3, clips: dict[str, bytes]) -> None:
         self.fs = s3.fs()
         self.root = f"{s3.bucket}/week"
-        self.env = s3.env
         self.clips = clips
-        self.emolake = emolake
 
     def put(self, name: str, clip: str) -> None:
         self.fs.pipe_file(f"{self.root}/videos/{name}.mp4", self.clips[clip])
@@ -34,18 +39,23 @@ class Week:
     def remove(self, name: str) -> None:
         self.fs.rm_file(f"{self.root}/videos/{name}.mp4")
 
-    def start(self, run_id: str, *more: str) -> Any:
+    def start(self, run_id: str, *more: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
         uri = f"s3://{self.root}"
-        return self.emolake(
-            *("annotate", f"{uri}/videos/", "--output", f"{uri}/lake", "--run-id", run_id),
-            *("--quiet", "--json", *more),
-            env=self.env,
-        )
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(
+                [
+                    *("annotate", f"{uri}/videos/", "--output", f"{uri}/lake"),
+                    *("--run-id", run_id, "--quiet", "--json", *more),
+                ]
+            )
+        return code, out.getvalue(), err.getvalue()
 
     def run(self, run_id: str, *more: str) -> dict[str, Any]:
-        done = self.start(run_id, *more)
-        assert done.returncode == 0, done.stderr
-        told: dict[str, Any] = json.loads(done.stdout)
+        code, out, err = self.start(run_id, *more)
+        assert code == 0, err
+        told: dict[str, Any] = json.loads(out)
         return told
 
     def table(self, name: str) -> list[dict[str, Any]]:
@@ -67,12 +77,18 @@ class Week:
 
 
 @pytest.fixture
-def week(s3: S3, emolake: Emolake, demo_videos: Path) -> Week:
+def week(s3: S3, demo_videos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Week]:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
     clips = {name: (demo_videos / f"{name}.mp4").read_bytes() for name in ("portrait", "no_face")}
-    return Week(s3, emolake, clips)
+    start_ray(ResourcesConfig())
+    try:
+        yield Week(s3, clips)
+    finally:
+        ray.shutdown()
 
 
-def test_seven_nights(week: Week, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seven_nights(week: Week) -> None:
     week.put("a", "portrait")
     week.put("b", "no_face")
     monday = week.run("monday")
@@ -101,14 +117,12 @@ def test_seven_nights(week: Week, s3: S3, monkeypatch: pytest.MonkeyPatch) -> No
     # A trigger that fires twice: once more after the end, and once while another run has the lake.
     again = week.run("friday")
     assert again["segments"] == 0
-    for name, value in s3.env.items():
-        monkeypatch.setenv(name, value)
     lease = Lease.acquire(Lake.at(f"s3://{week.root}/lake", Storage()), "saturday")
     try:
-        twice = week.start("saturday")
-        assert twice.returncode == 2
-        assert "saturday" in twice.stderr
-        assert "since" in twice.stderr
+        code, _, told = week.start("saturday")
+        assert code == 2
+        assert "saturday" in told
+        assert "since" in told
     finally:
         lease.release()
     week.check(states)
