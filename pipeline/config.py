@@ -120,6 +120,11 @@ class AnnotatorConfig(_Part):
     describe: bool = Field(
         False, description="EmoLA, Emotion-LLaMA: write an answer in words too (column description)"
     )
+    read_answer: bool = Field(
+        False,
+        description="EmoLA, Emotion-LLaMA: the label is the one that the written answer names, as in "
+        "their papers, with the score 1; where it names none, the scored one stands",
+    )
     action_units: bool = Field(
         False, description="EmoLA: ask for facial action units too (column action_units)"
     )

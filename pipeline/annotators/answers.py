@@ -47,6 +47,15 @@ def read_label(answer: str, labels: tuple[str, ...]) -> str | None:
     return None
 
 
+def by_answer(scores: dict[str, float], answer: str | None) -> tuple[dict[str, float], list[str]]:
+    """Scores that say what the answer says, and no more than that; as they were, and `label_answer` as
+    what is absent, where it names no label."""
+    label = read_label(answer or "", tuple(scores))
+    if label is None:
+        return scores, ["label_answer"]
+    return {name: float(name == label) for name in scores}, []
+
+
 def read_action_units(answer: str) -> list[str]:
     """`AU<number>` of each action unit that an answer names and does not deny, in numeric order."""
     numbers = {

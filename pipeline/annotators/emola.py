@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotators.answers import read_action_units, write_answers
+from pipeline.annotators.answers import by_answer, read_action_units, write_answers
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
 from pipeline.config import AnnotatorConfig
@@ -72,17 +72,20 @@ class EmolaAnnotator:
         )
         described: list[str | None] = [None] * len(batch)
         units: list[list[str] | None] = [None] * len(batch)
-        if self.options.describe:
+        if self.options.describe or self.options.read_answer:
             described = list(self._written(asked))
         if self.options.action_units:
             answers = self._written(self.network.splice(self.unit_ids, visual))
             units = [read_action_units(answer) for answer in answers]
-        return [
-            Annotation(
-                dict(zip(self.labels, row, strict=True)), description=words, action_units=found
+        made = []
+        for row, words, found in zip(scores.exp().tolist(), described, units, strict=True):
+            told, absent = dict(zip(self.labels, row, strict=True)), list[str]()
+            if self.options.read_answer:
+                told, absent = by_answer(told, words)
+            made.append(
+                Annotation(told, description=words, action_units=found, absent=absent or None)
             )
-            for row, words, found in zip(scores.exp().tolist(), described, units, strict=True)
-        ]
+        return made
 
     def _written(self, embeds: Tensor) -> list[str]:
         return write_answers(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.annotators.answers import write_answers
+from pipeline.annotators.answers import by_answer, write_answers
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.clip_features import ClipEncoders
@@ -93,15 +93,24 @@ class EmotionLlamaAnnotator:
         described: list[str | None] = [None] * len(batch)
         if self.options.describe:
             described = list(self._written(self._asked(batch, self._reason, tokens)))
-        return [
-            Annotation(
-                dict(zip(self.labels, row, strict=True)),
-                description=words,
-                transcript=window.transcript,
-                absent=_absent(window),
+        answers = self._written(asked) if self.options.read_answer else [None] * len(batch)
+        made = []
+        for row, words, answer, window in zip(
+            scores.exp().tolist(), described, answers, batch, strict=True
+        ):
+            told, absent = dict(zip(self.labels, row, strict=True)), _absent(window)
+            if self.options.read_answer:
+                told, unread = by_answer(told, answer)
+                absent += unread
+            made.append(
+                Annotation(
+                    told,
+                    description=words,
+                    transcript=window.transcript,
+                    absent=absent or None,
+                )
             )
-            for row, words, window in zip(scores.exp().tolist(), described, batch, strict=True)
-        ]
+        return made
 
     def _features(self, window: WindowInput) -> Tensor:
         faces = window.crops[self.config.faces].pictures
@@ -136,11 +145,10 @@ class EmotionLlamaAnnotator:
         return torch.tensor(ids, device=self.device)
 
 
-def _absent(window: WindowInput) -> list[str] | None:
+def _absent(window: WindowInput) -> list[str]:
     """What the model reads and this window had not."""
-    missing = [
+    return [
         name
         for name, given in (("sound", window.sound), ("transcript", window.transcript))
         if given is None or len(given) == 0
     ]
-    return missing or None

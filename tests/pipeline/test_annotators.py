@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.annotators.answers import read_action_units, read_label
+from pipeline.annotators.answers import by_answer, read_action_units, read_label
 from pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.emollm import EMOTIONS, VALENCE, read_class, read_emotions, read_score
@@ -48,6 +48,13 @@ def picture(seed: int, size: int) -> bytes:
 )
 def test_a_label_is_read_from_an_answer(answer: str, label: str | None) -> None:
     assert read_label(answer, SEVEN) == label
+
+
+def test_an_answer_that_names_a_label_is_all_the_scores_say() -> None:
+    scores = {"happiness": 0.2, "fear": 0.8}
+    assert by_answer(scores, "A happy face.") == ({"happiness": 1.0, "fear": 0.0}, [])
+    assert by_answer(scores, "A face.") == (scores, ["label_answer"])
+    assert by_answer(scores, None) == (scores, ["label_answer"])
 
 
 def test_action_units_are_read_from_an_answer() -> None:
@@ -127,6 +134,18 @@ def test_emola_scores_describes_and_names_action_units(emola: Path) -> None:
 def assert_close(a: Annotation, b: Annotation) -> None:
     assert list(a.scores.values()) == pytest.approx(list(b.scores.values()), abs=1e-5)
     assert (a.description, a.action_units) == (b.description, b.action_units)
+
+
+def test_a_written_answer_that_names_nothing_leaves_the_scores(emola: Path) -> None:
+    plain = load_annotator(str(emola), emola_options(emola), "cpu")
+    reads = emola_options(emola, read_answer=True, max_answer_tokens=2)
+    (window,) = emola_windows(plain.needs.crops[0], 1)
+    (made,) = load_annotator(str(emola), reads, "cpu").annotate([window])
+    assert isinstance(made.description, str)
+    if made.absent == ["label_answer"]:
+        assert made.scores == plain.annotate([window])[0].scores
+    else:
+        assert sorted(made.scores.values())[-2:] == [0.0, 1.0]
 
 
 def test_emola_writes_nothing_unasked(emola: Path) -> None:
