@@ -36,6 +36,17 @@ def _maybe(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=True) for name, kind in fields]
 
 
+_where_the_model_gives_it = (
+    ("description", pa.string()),
+    ("action_units", pa.list_(pa.string())),
+    ("valence", pa.float32()),
+    ("arousal", pa.float32()),
+    ("intensity", pa.float32()),
+    ("transcript", pa.string()),
+    ("sentiment", pa.int32()),
+    ("absent", pa.list_(pa.string())),
+)
+
 ANNOTATIONS = pa.schema(
     [
         *_columns(
@@ -53,16 +64,9 @@ ANNOTATIONS = pa.schema(
             ("scores", _scores),
         ),
         *_maybe(
-            ("description", pa.string()),
-            ("action_units", pa.list_(pa.string())),
-            ("valence", pa.float32()),
-            ("arousal", pa.float32()),
-            ("intensity", pa.float32()),
-            ("transcript", pa.string()),
+            *_where_the_model_gives_it,
             ("n_interpolated", pa.int32()),
             ("person_id", pa.int32()),
-            ("sentiment", pa.int32()),
-            ("absent", pa.list_(pa.string())),
         ),
         *_columns(
             ("model", pa.string()),
@@ -239,8 +243,8 @@ FACES_ROW = pa.schema(
     ]
 )
 """A segment whose faces are found. sound, cues: of the whole segment, where a model reads them and
-the video has them. video_seconds: span of the frames decoded; face_seconds: how
-long the face stage took."""
+the video has them. video_seconds: span of the frames decoded; face_seconds: how long the face stage
+took."""
 
 _annotation = pa.struct(
     [
@@ -254,14 +258,7 @@ _annotation = pa.struct(
         ("emotion", pa.string()),
         ("confidence", pa.float32()),
         ("scores", _scores),
-        ("description", pa.string()),
-        ("action_units", pa.list_(pa.string())),
-        ("valence", pa.float32()),
-        ("arousal", pa.float32()),
-        ("intensity", pa.float32()),
-        ("transcript", pa.string()),
-        ("sentiment", pa.int32()),
-        ("absent", pa.list_(pa.string())),
+        *_where_the_model_gives_it,
         ("model", pa.string()),
         ("model_revision", pa.string()),
     ]
