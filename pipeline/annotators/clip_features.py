@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.errors import UserError
 from pipeline.faces.encoding import decode_crop
 
 _LAYERS = 4
-_SHORTEST_S = 400  # samples: HuBERT's first receptive field
+_FEWEST_SAMPLES = 400  # HuBERT's first receptive field
 
 
 class ClipEncoders:
@@ -64,7 +65,7 @@ class ClipEncoders:
 
     def _of_sound(self, sound: NDArray[np.int16] | None) -> Tensor:
         model = self._audio.model
-        if model is None or sound is None or len(sound) < _SHORTEST_S:
+        if model is None or sound is None or len(sound) < _FEWEST_SAMPLES:
             return self._nothing()
         wave = torch.from_numpy(sound.astype(np.float32) / 32768).to(self.device)
         wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
@@ -115,16 +116,15 @@ class _Encoder:
             )
         self.model = self.model.to(device).eval()
         # ImageNet's statistics, as both MAEs were trained.
-        self.mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1) * 255
-        self.std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1) * 255
+        self._normalise = Normaliser([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], device)
+        self._device = device
 
     def pictures(self, encoded: list[bytes]) -> Tensor:
         """(N, 3, S, S) float32, normalised; S is the model's."""
-        pixels = torch.from_numpy(np.stack([decode_crop(data) for data in encoded]))
-        pixels = pixels.to(self.mean.device).permute(0, 3, 1, 2).float()
+        pixels = stacked([decode_crop(data) for data in encoded], self._device)
         size = self.model.config.image_size
         if pixels.shape[-1] != size:
             pixels = torch.nn.functional.interpolate(
                 pixels, size=(size, size), mode="bilinear", antialias=True
             )
-        return (pixels - self.mean) / self.std
+        return self._normalise(pixels)

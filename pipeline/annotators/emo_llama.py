@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
+from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.config import AnnotatorConfig
 from pipeline.faces.encoding import decode_crop
 from pipeline.labels import label_set
@@ -37,8 +38,7 @@ class EmoLlamaAnnotator:
         self.batches = MicroBatches(config.micro_batch)
         self.device = torch.device(device)
         processor = loaded.config.processor
-        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
-        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+        self.normalise = Normaliser(processor.mean, processor.std, self.device)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         out: list[Annotation | None] = [None] * len(windows)
@@ -93,11 +93,9 @@ class EmoLlamaAnnotator:
     def _pixels(self, batch: Sequence[WindowInput]) -> Tensor:
         """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
         crops = [crop for window in batch for crop in window.crops[self.view].pictures]
-        pictures = np.stack([decode_crop(crop) for crop in crops])
-        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float()
+        pixels = stacked([decode_crop(crop) for crop in crops], self.device)
         if self.model_config.processor.grayscale:
             # Rec. 601 luma rounded to whole levels, as training's OpenCV conversion gives it.
             weights = pixels.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
             pixels = (pixels * weights).sum(1, keepdim=True).round().expand(-1, 3, -1, -1)
-        pixels = (pixels - self.mean) / self.std
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return self.normalise(pixels).contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.annotators.answers import by_answer, read_action_units, write_answers
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
+from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.config import AnnotatorConfig
 from pipeline.errors import UserError
 from pipeline.faces.detector import Frame
@@ -52,8 +53,7 @@ class EmolaAnnotator:
         self.unit_ids = torch.tensor(self._prompt(ACTION_UNIT_QUESTION), device=self.device)
         self.trie = LabelTrie.of(tuple(self.prompter.answer(label) for label in self.labels))
         processor = self.config.processor
-        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
-        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+        self.normalise = Normaliser(processor.mean, processor.std, self.device)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         return list(self.batches.run(windows, self._forward))
@@ -62,8 +62,7 @@ class EmolaAnnotator:
     def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
         pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
         dtype = next(self.network.parameters()).dtype
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).float()
-        pixels = ((pixels - self.mean) / self.std).to(dtype)
+        pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
         features = torch.from_numpy(self.landmarks(pictures)).to(self.device, dtype)
         visual = self.network.visual_tokens(pixels, features)
         asked = self.network.splice(self.emotion_ids, visual)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from pipeline.annotators.answers import by_answer, write_answers
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.clip_features import ClipEncoders
+from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.config import AnnotatorConfig
 from pipeline.faces.encoding import decode_crop
 from pipeline.labels import label_set, spelled
@@ -63,8 +63,7 @@ class EmotionLlamaAnnotator:
         self._before = self._ids((self.prompter.bos, *self.prompter.encode(_BEFORE)))
         self._between = self._ids(self.prompter.encode(_BETWEEN))
         processor = self.config.processor
-        self.mean = torch.tensor(processor.mean, device=self.device).view(3, 1, 1) * 255
-        self.std = torch.tensor(processor.std, device=self.device).view(3, 1, 1) * 255
+        self.normalise = Normaliser(processor.mean, processor.std, self.device)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         out: list[Annotation | None] = [None] * len(windows)
@@ -82,8 +81,7 @@ class EmotionLlamaAnnotator:
         """Windows whose prompts are equally long."""
         dtype = next(self.network.parameters()).dtype
         pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2).float()
-        pixels = ((pixels - self.mean) / self.std).to(dtype)
+        pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
         features = torch.stack([self._features(window) for window in batch]).to(dtype)
         tokens = self.network.multimodal_tokens(pixels, features)
         asked = self._asked(batch, self._emotion, tokens)

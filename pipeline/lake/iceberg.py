@@ -64,7 +64,6 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
     configuration names. UserError where there is none or pyiceberg is missing."""
     try:
         from pyiceberg.catalog import load_catalog
-        from pyiceberg.exceptions import NoSuchTableError
     except ImportError:
         raise UserError("Iceberg needs pyiceberg: pip install 'emolake[iceberg]'") from None
     storage = {
@@ -83,8 +82,6 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
             catalog = load_catalog(name, **storage)
         # Asking for anything shows whether it is there.
         catalog.table_exists(("emolake", LEDGER))
-    except NoSuchTableError:
-        pass
     except Exception as error:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"Iceberg catalogue {name!r} cannot be opened: {words}") from None
