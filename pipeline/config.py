@@ -330,14 +330,25 @@ def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
 
 
 def _put(tree: dict[str, Any], key: str, value: str, source: str) -> None:
+    """Sets one value; the parts of a key name keys and, within lists, positions."""
     *folders, leaf = key.split(".")
-    node = tree
+    node: dict[str, Any] | list[Any] = tree
     for folder in folders:
-        below = node.setdefault(folder, {})
-        if not isinstance(below, dict):
+        below = node.setdefault(folder, {}) if isinstance(node, dict) else _item(node, folder)
+        if not isinstance(below, dict | list):
             raise UserError(f"{source}: {key!r} goes through {folder!r}, which is a value")
         node = below
     try:
-        node[leaf] = yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError:
-        node[leaf] = value
+        read = value
+    if isinstance(node, dict):
+        node[leaf] = read
+    elif _item(node, leaf) is not None:
+        node[int(leaf)] = read
+    else:
+        raise UserError(f"{source}: {key!r}: the list has no item {leaf!r}")
+
+
+def _item(items: list[Any], position: str) -> Any:
+    return items[int(position)] if position.isdigit() and int(position) < len(items) else None

@@ -124,6 +124,7 @@ class EmoLlamaConfig(ModelConfig):
     processor: ProcessorConfig = ProcessorConfig()
     compress_type: str = Field("mean", pattern=r"^(mean|grid:[1-9]\d*)$")
     mm_projector_type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    context_token: bool = True  # False only to measure what it brings
     attributes: bool = False  # whether it was tuned with age, gender and race in the prompt
 
     @property
@@ -138,7 +139,7 @@ class EmoLlamaConfig(ModelConfig):
 
     @property
     def content_tokens(self) -> int:
-        """Content tokens per frame, beside the one context token."""
+        """Content tokens per frame, beside the context token."""
         if self.compress_type == "mean":
             return 1
         return int(self.compress_type.partition(":")[2]) ** 2

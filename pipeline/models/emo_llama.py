@@ -24,8 +24,9 @@ from pipeline.models.vision import VisionTower
 class EncodedFrames:
     """What the visual side makes of N frames.
 
-    vision_features: (N, 1 + P, Cv) before any final norm; qformer_output: (N, Q, Cq);
-    frame_tokens: (N, k, D), the context token first, then the content token(s).
+    vision_features: (N, 1 + P, Cv) before any final norm; qformer_output: (N, Q, Cq), (N, 0, Cv)
+    in a model without context token; frame_tokens: (N, k, D), the context token first, then the
+    content token(s).
     """
 
     vision_features: Tensor
@@ -61,6 +62,9 @@ class EmoLlama(nn.Module):
     def encode_frames(self, pixel_values: Tensor, question_ids: Tensor) -> EncodedFrames:
         """pixel_values (N, 3, H, W) normalised, question_ids (n,) for the Q-Former."""
         features = self.vision(pixel_values)
+        patches = features[:, 1:]
+        if not self.config.context_token:
+            return EncodedFrames(features, features[:, :0], self._content(patches))
         n = len(features)
         queries = self.query_tokens.expand(n, -1, -1)
         output = self.qformer(
@@ -68,7 +72,6 @@ class EmoLlama(nn.Module):
             query_embeds=queries,
             encoder_hidden_states=self.vision.normed(features),
         ).last_hidden_state[:, : queries.shape[1]]
-        patches = features[:, 1:]
         tokens = torch.cat([self._context(output, patches), self._content(patches)], dim=1)
         return EncodedFrames(features, output, tokens)
 

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 
+from pipeline.errors import UserError
 from pipeline.labels import LABEL_SETS, label_set
+from pipeline.models.catalog import model_folder, weight_files
 from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import QUESTION_LIMIT, save_model
@@ -33,12 +36,23 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class DataConfig(BaseModel):
-    """Parquet tables with columns `image` (encoded bytes) and `label`."""
+    """Parquet tables with columns `image` (encoded bytes) and `label`; `cache` is the folder that
+    keeps the faces found in them, for other runs on the same tables (default: the output's)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: Path
     valid: Path
+    cache: Path | None = None
+
+
+class StartConfig(BaseModel):
+    """Weights to start from: a model's, or of it only the tensors whose names begin so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    only: tuple[str, ...] = ()
 
 
 class TuneConfig(BaseModel):
@@ -47,6 +61,7 @@ class TuneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: EmoLlamaConfig
+    start: StartConfig | None = None
     data: DataConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -61,12 +76,15 @@ def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores
     work = output / "training"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = label_set(config.model.label_set)
-    train = _faces(config.data.train, config.model, work, log)
-    valid = _faces(config.data.valid, config.model, work, log)
+    cache = config.data.cache or work
+    train = _faces(config.data.train, config.model, cache, log)
+    valid = _faces(config.data.valid, config.model, cache, log)
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(_texts(), config.model.language.vocab_size)
     # Plain attention trains faster than the fused kernel's backward on such short sequences.
     network = EmoLlama(config.model, attention="eager")
+    if config.start is not None:
+        _start_from(config.start, network)
     prompter = Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
     for stage in config.stages:
         if stage.trains == "stem":
@@ -95,15 +113,35 @@ def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores
     return scores
 
 
+def _start_from(start: StartConfig, network: EmoLlama) -> None:
+    """Copies the chosen tensors; UserError where one does not fit or none is meant."""
+    chosen = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for path in weight_files(model_folder(start.model))
+        for name, tensor in load_file(path).items()
+        if not start.only or name.startswith(start.only)
+    }
+    if not chosen:
+        raise UserError(f"start.only: {start.model} has no tensor whose name begins so")
+    ours = network.state_dict()
+    for name, tensor in chosen.items():
+        if name not in ours or ours[name].shape != tensor.shape:
+            have = tuple(ours[name].shape) if name in ours else "none"
+            raise UserError(
+                f"start.model: {name} has shape {tuple(tensor.shape)}, the model to tune {have}"
+            )
+    network.load_state_dict(chosen, strict=False)
+
+
 def _faces(
-    path: Path, model: EmoLlamaConfig, work: Path, log: Callable[[str], None]
+    path: Path, model: EmoLlamaConfig, cache: Path, log: Callable[[str], None]
 ) -> LabelledFaces:
     faces = prepare_faces(
         path,
         label_set(model.label_set),
         model.crop,
         grayscale=model.processor.grayscale,
-        cache=work,
+        cache=cache,
     )
     log(f"{path.name}: {len(faces)} faces")
     return faces
