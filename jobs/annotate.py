@@ -17,18 +17,20 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from jobs.cli import EXIT_TOO_MANY_FAILED, print_json
 from jobs.progress import Progress
 from jobs.setup import Setting, read_setting, read_videos
-from pipeline.corpus import Video
 from pipeline.errors import JobFailed, UserError, cannot_write
 from pipeline.lake.commit import RunStamp
 from pipeline.lake.iceberg import open_catalog, publish
 from pipeline.lake.layout import RUNS, Lake
 from pipeline.lake.lease import Fence, Lease
-from pipeline.lake.ledger import newest_versions, video_states
+from pipeline.lake.ledger import ledger_of, newest_versions, video_states
 from pipeline.lake.recovery import remove_orphans, remove_stale_rows
 from pipeline.planning import Plan
+from pipeline.shards import Shards, together
 from pipeline.storage import write_whole
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def annotate_command(options: argparse.Namespace) -> int:
     setting = read_setting(options)
     run_id = _run_id(options.run_id)
     videos = read_videos(options, setting.storage)
-    setting.plan(videos)  # its refusals come before anything is written
+    setting.refuse_other_configuration()
     _refuse_other_config(setting, run_id)
     catalog = _catalog(setting)
     started = datetime.now(UTC)
@@ -113,7 +115,7 @@ def _tidy(lake: Lake, run_id: str) -> None:
 
 
 def _run(
-    setting: Setting, run: RunStamp, videos: list[Video], fence: Fence, progress: Progress
+    setting: Setting, run: RunStamp, videos: Shards, fence: Fence, progress: Progress
 ) -> dict[str, Any]:
     clock = time.monotonic()
     remove_orphans(setting.lake)
@@ -172,9 +174,11 @@ def _annotate(
 def _result(
     setting: Setting, run: RunStamp, plan: Plan, progress: Progress, wall_seconds: float
 ) -> dict[str, Any]:
-    done = set(plan.todo["video_id"].to_pylist())
-    states = video_states(newest_versions(setting.ledger().rows))
-    count = Counter(state.state for video_id, state in states.items() if video_id in done)
+    count = Counter[str]()
+    for todo, rows in together(plan.todo, setting.ledger()):
+        tried = rows.filter(pc.is_in(rows["video_id"], todo["video_id"]))
+        states = video_states(newest_versions(ledger_of(tried).rows))
+        count.update(state.state for state in states.values())
     tally = progress.tally
     return {
         "run_id": run.run_id,
@@ -194,6 +198,7 @@ def _result(
         "wall_seconds": round(wall_seconds, 3),
         "stages": tally.stages(),
         "skipped_because": dict(plan.why_skipped),
+        "repeated": plan.repeated,
         "versions": _versions(),
         "config": setting.config.model_dump(mode="json"),
         "config_hash": run.config_hash,
@@ -213,7 +218,8 @@ def _run_id(given: str | None) -> str:
 def _told(plan: Plan) -> str:
     todo = ", ".join(f"{n} {why}" for why, n in plan.why_done.items()) or "none"
     skipped = ", ".join(f"{n} {why}" for why, n in plan.why_skipped.items()) or "none"
-    return f"{plan.total} videos: to do {todo}; skipped {skipped}"
+    twice = f"; {plan.repeated} named more than once count once" if plan.repeated else ""
+    return f"{plan.total} videos: to do {todo}; skipped {skipped}{twice}"
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -29,6 +30,7 @@ from pipeline.lake.layout import Lake
 from pipeline.lake.lease import Fence, LeaseLost
 from pipeline.planning import Plan
 from pipeline.schema import COMMITTED_ROW
+from pipeline.shards import Shards
 
 # Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
 # pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
@@ -109,7 +111,7 @@ def annotated(
         config.limits,
         setting.needs,
         "cuda" if config.resources.gpus_per_face_actor else "cpu",
-        any("://" in uri for uri in _uris(plan.todo)),
+        any(map(_remote, plan.todo.parts())),
         dict(setting.storage.options),
     )
     dataset = _videos(plan.todo, pools.faces)
@@ -154,16 +156,22 @@ def annotated(
         yield row
 
 
-def _uris(todo: pa.Table) -> list[str]:
-    """Everything that will be opened."""
-    transcripts = todo["transcript_uri"].drop_null().to_pylist()
-    return [*todo["uri"].to_pylist(), *transcripts]
+def _remote(todo: pa.Table) -> bool:
+    """Whether anything that will be opened lies beyond this machine's files."""
+    uris = (todo["uri"], todo["transcript_uri"])
+    return any(pc.any(pc.match_substring(column, "://")).as_py() for column in uris)
 
 
-def _videos(todo: pa.Table, faces: int) -> Dataset:
+def _videos(todo: Shards, faces: int) -> Dataset:
+    """In blocks that Ray's object store holds, and not this process."""
     blocks = max(1, min(2 * faces, todo.num_rows), -(-todo.num_rows // _VIDEOS_PER_BLOCK))
     size = -(-todo.num_rows // blocks)
-    return ray.data.from_arrow([todo.slice(at, size) for at in range(0, todo.num_rows, size)])
+    refs = [
+        ray.put(part.slice(at, size).combine_chunks())
+        for part in todo.parts()
+        for at in range(0, part.num_rows, size)
+    ]
+    return ray.data.from_arrow_refs(refs)  # type: ignore[arg-type]
 
 
 def plan_segments(videos: pa.Table, settings: FaceSettings) -> pa.Table:

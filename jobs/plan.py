@@ -21,6 +21,7 @@ def plan_command(options: argparse.Namespace) -> int:
             "todo": plan.todo.num_rows,
             "skipped": sum(plan.why_skipped.values()),
         },
+        "repeated": plan.repeated,
         "todo_because": dict(plan.why_done),
         "skipped_because": dict(plan.why_skipped),
     }
@@ -28,6 +29,8 @@ def plan_command(options: argparse.Namespace) -> int:
         print_json(result)
         return 0
     print(f"{plan.total} videos for {setting.lake.uri}")
+    if plan.repeated:
+        print(f"{plan.repeated} named more than once; each counts once")
     print(f"to do: {plan.todo.num_rows}" + _reasons(dict(plan.why_done)))
     print(f"skipped: {sum(plan.why_skipped.values())}" + _reasons(dict(plan.why_skipped)))
     return 0

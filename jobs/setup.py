@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config import ANNOTATOR_FOLDERS, Config, load_config
-from pipeline.corpus import Video, find_videos
+from pipeline.corpus import find_videos
 from pipeline.errors import UserError
 from pipeline.faces.weights import checkpoint_file, identity_models
 from pipeline.lake.layout import Lake
-from pipeline.lake.ledger import Ledger, read_ledger
+from pipeline.lake.ledger import ledger_shards
 from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.needs import Needs
-from pipeline.planning import Plan, make_plan
+from pipeline.planning import Asked, Plan, make_plan, refuse_other_configuration
+from pipeline.schema import LISTED_ROW
+from pipeline.shards import Shards
 from pipeline.storage import Storage, parse_options
 
 
@@ -50,9 +52,7 @@ class Setting:
     """Option that names a file -> content hash."""
     storage: Storage
     lake: Lake
-    reprocess: bool
-    retry_failed: bool
-    since: float | None
+    asked: Asked
 
     @property
     def config_hash(self) -> str:
@@ -67,20 +67,16 @@ class Setting:
             return replace(needs, sound=True)
         return needs
 
-    def plan(self, videos: list[Video]) -> Plan:
-        return make_plan(
-            videos,
-            self.ledger(),
-            self.config,
-            self.config_hash,
-            reprocess=self.reprocess,
-            retry_failed=self.retry_failed,
-            since=self.since,
-        )
+    def plan(self, videos: Shards) -> Plan:
+        return make_plan(videos, self.ledger(), self.config, self.config_hash, self.asked)
 
-    def ledger(self) -> Ledger:
+    def refuse_other_configuration(self) -> None:
+        if not self.asked.reprocess:
+            refuse_other_configuration(self.ledger(), self.config_hash)
+
+    def ledger(self) -> Shards:
         try:
-            return read_ledger(self.lake)
+            return ledger_shards(self.lake)
         except OSError as error:
             words = " ".join(str(error).split())[:300]
             raise UserError(f"output {self.lake.uri} cannot be read: {words}") from None
@@ -104,9 +100,7 @@ def read_setting(options: argparse.Namespace) -> Setting:
         files=_files(config, models),
         storage=storage,
         lake=Lake.at(options.output, storage),
-        reprocess=options.reprocess,
-        retry_failed=options.retry_failed,
-        since=_since(options.since),
+        asked=Asked(options.reprocess, options.retry_failed, _since(options.since)),
     )
 
 
@@ -159,5 +153,9 @@ def _content_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_videos(options: argparse.Namespace, storage: Storage) -> list[Video]:
-    return find_videos(options.input, storage)
+def read_videos(options: argparse.Namespace, storage: Storage) -> Shards:
+    """The videos of the input, as they were mentioned (schema.LISTED_ROW)."""
+    videos = Shards(LISTED_ROW)
+    for some in find_videos(options.input, storage):
+        videos.add(some)
+    return videos

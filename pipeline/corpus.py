@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
+import json
 import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.schema import LISTED_ROW
 from pipeline.storage import Storage, is_local
 
 VIDEO_SUFFIXES = frozenset(
@@ -27,8 +28,10 @@ VIDEO_SUFFIXES = frozenset(
 """What counts as a video when a folder is named; a file or glob that is named counts anyhow."""
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
-MANIFEST_COLUMNS = ("corpus", "transcript_uri", "age", "gender", "race")
+_ATTRIBUTES = ("age", "gender", "race")
+_MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *_ATTRIBUTES, "size", "etag")
 _STAT_THREADS = 32
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,33 @@ class Video:
     missing: str | None = None
     modified: float | None = None
 
+    def row(self) -> dict[str, Any]:
+        """schema.LISTED_ROW."""
+        told = ("uri", "size", "modified", "corpus", "transcript_uri", "missing")
+        listed = {name: getattr(self, name) for name in told}
+        return {"video_id": self.video_id} | listed | self.attributes
+
     @property
     def video_id(self) -> str:
         identity = "\0".join((self.uri, str(self.size), self.version))
         return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
-def find_videos(inputs: Iterable[str], storage: Storage) -> list[Video]:
-    """All videos of the inputs, each uri once, in the order of first mention.
+def find_videos(inputs: Iterable[str], storage: Storage) -> Iterator[pa.Table]:
+    """All videos of the inputs (schema.LISTED_ROW), a few thousand at a time, in order of mention; one
+    that is mentioned twice comes twice.
 
     UserError where an input does not exist, is empty as a glob, or is an unreadable manifest.
     """
-    found: dict[str, Video] = {}
-    for name in inputs:
-        for video in _find(name, storage):
-            found.setdefault(video.uri, video)
-    return list(found.values())
+    videos = (video for name in inputs for video in _find(name, storage))
+    for some in _batches(videos):
+        yield pa.Table.from_pylist([video.row() for video in some], LISTED_ROW)
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    items = iter(items)
+    while some := list(itertools.islice(items, _ROWS_AT_ONCE)):
+        yield some
 
 
 def _find(name: str, storage: Storage) -> Iterator[Video]:
@@ -132,8 +146,8 @@ def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 def _manifest(
     name: str, fs: fsspec.AbstractFileSystem, path: str, storage: Storage
 ) -> Iterator[Video]:
-    """Relative uris in a manifest are relative to the folder that holds it."""
-    rows = read_manifest(name, fs, path)
+    """Relative uris in a manifest are relative to the folder that holds it. Rows that tell `size` and
+    `etag` are believed; every other video is looked up."""
     folder = posixpath.dirname(_uri(fs, path))
 
     def beside(uri: str) -> str:
@@ -143,15 +157,22 @@ def _manifest(
 
     def stat(row: dict[str, Any]) -> Video:
         uri = beside(str(row["uri"]))
-        extra = {
+        transcript = row.get("transcript_uri")
+        extra: dict[str, Any] = {
             "corpus": row.get("corpus"),
-            "transcript_uri": beside(row["transcript_uri"]) if row.get("transcript_uri") else None,
-            "attributes": {k: str(row[k]) for k in ("age", "gender", "race") if row.get(k)},
+            "transcript_uri": beside(transcript) if transcript else None,
+            "attributes": {k: str(row[k]) for k in _ATTRIBUTES if row.get(k)},
         }
+        if row.get("etag") and row.get("size") is not None:
+            # Object stores tell etags in quotes, inventories of theirs do not.
+            etag = str(row["etag"]).strip('"')
+            version = f'"{etag}"' if "://" in uri else etag
+            return Video(uri, int(row["size"]), version, **extra)
         return stat_video(uri, storage, **extra)
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        yield from pool.map(stat, rows)
+        for rows in _batches(read_manifest(name, fs, path)):
+            yield from pool.map(stat, rows)
 
 
 def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
@@ -168,30 +189,50 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     return _video(fs, info, **extra)
 
 
-def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-    """Rows with `uri` and the optional columns that are there; UserError where it is malformed."""
+def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    """Rows with `uri` and the optional columns that are there, read as they are asked for; UserError
+    where it is malformed."""
+    kind = name.lower().rpartition(".")[2]
+    rows = {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}[kind]
     try:
-        data = fs.cat_file(path)
+        with fs.open(path, "rb") as stream:
+            for number, row in enumerate(rows(stream), 1):
+                if row.get("uri") is None:
+                    has = "" if "uri" in row else f"; its columns: {', '.join(row) or 'none'}"
+                    raise UserError(f"manifest {name}: row {number} has no uri{has}")
+                yield row
     except FileNotFoundError:
         raise UserError(f"manifest {name} does not exist") from None
+    except ValueError as error:  # pa.ArrowInvalid and JSON's are such
+        raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
     except OSError as error:
         raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None
-    try:
-        if name.lower().endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
-        elif name.lower().endswith(".csv"):
-            table = pyarrow.csv.read_csv(io.BytesIO(data))
-        else:
-            table = pyarrow.json.read_json(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
-    if "uri" not in table.column_names:
-        have = ", ".join(table.column_names) or "none"
-        raise UserError(f"manifest {name} has no column 'uri'; its columns: {have}")
-    if table["uri"].null_count:
-        raise UserError(f"manifest {name} has {table['uri'].null_count} rows without a uri")
-    wanted = ["uri", *(c for c in MANIFEST_COLUMNS if c in table.column_names)]
-    return table.select(wanted).to_pylist()
+
+
+def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    file = pq.ParquetFile(stream)
+    wanted = [c for c in _MANIFEST_COLUMNS if c in file.schema_arrow.names]
+    if "uri" not in wanted:
+        wanted = file.schema_arrow.names
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+        yield from batch.to_pylist()
+
+
+def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
+    options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+    for batch in pyarrow.csv.open_csv(stream, convert_options=options):
+        yield from batch.to_pylist()
+
+
+def _json_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no object")
+        yield row
 
 
 def _line(error: Exception) -> str:

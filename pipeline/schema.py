@@ -148,6 +148,24 @@ def sort_keys(schema: pa.Schema) -> list[str]:
 
 TABLES = {"annotations": ANNOTATIONS, "tracks": TRACKS, "videos": VIDEOS}
 
+LISTED_ROW = pa.schema(
+    [
+        *_columns(("video_id", pa.string()), ("uri", pa.string())),
+        *_maybe(
+            ("size", pa.int64()),
+            ("modified", pa.float64()),
+            ("corpus", pa.string()),
+            ("transcript_uri", pa.string()),
+            ("age", pa.string()),
+            ("gender", pa.string()),
+            ("race", pa.string()),
+            ("missing", pa.string()),
+        ),
+    ]
+)
+"""A video of the input. size null and `missing` a reason where it cannot be read; modified: when it
+was last written, seconds since 1970, where the storage tells."""
+
 VIDEO_ROW = pa.schema(
     [
         *_columns(("video_id", pa.string()), ("uri", pa.string())),

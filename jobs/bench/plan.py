@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from jobs.bench.measurement import Measurement, less_is_better
@@ -16,8 +17,10 @@ from pipeline.corpus import Video
 from pipeline.lake.commit import RunStamp, commit_segments
 from pipeline.lake.compaction import compact
 from pipeline.lake.layout import Lake
-from pipeline.lake.ledger import read_ledger
+from pipeline.lake.ledger import ledger_shards
 from pipeline.planning import make_plan
+from pipeline.schema import LISTED_ROW
+from pipeline.shards import Shards
 from pipeline.storage import Storage
 
 _COMMITS, _VIDEOS_A_COMMIT, _WINDOWS = 1000, 4, 8
@@ -33,8 +36,11 @@ def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
         rows = [_segment(video) for video in videos[at : at + _VIDEOS_A_COMMIT]]
         commit_segments(lake, rows, stamp, _no_fence)
 
+    listed = Shards(LISTED_ROW)
+    listed.add(pa.Table.from_pylist([video.row() for video in videos], LISTED_ROW))
+
     def plan() -> int:
-        return make_plan(videos, read_ledger(lake), Config(), "bench").todo.num_rows
+        return make_plan(listed, ledger_shards(lake), Config(), "bench").todo.num_rows
 
     def count() -> int:
         folder = lake.path("annotations")

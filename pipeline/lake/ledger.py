@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake.layout import LEDGER, Lake
+from pipeline.lake.layout import LEDGER, DataFile, Lake
 from pipeline.schema import VIDEOS
+from pipeline.shards import Shards
 
 _ORDER = ("finished_at", "commit_id")
+_SLIM = pa.schema(
+    VIDEOS.field(name)
+    for name in (
+        *("video_id", "uri", "segment", "n_segments", "state", "reason", "attempt"),
+        *("config_hash", "commit_id", "finished_at"),
+    )
+)
+_READERS = 16
+_FILES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """rows: every committed ledger row (schema.VIDEOS plus corpus, date, path and `standing`).
+    """rows: committed ledger rows (columns of schema.VIDEOS, then `standing`).
 
     standing says whether a row is
     - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
@@ -43,19 +54,45 @@ class Ledger:
 
 
 def read_ledger(lake: Lake) -> Ledger:
-    """Reads all ledger files of the output."""
-    parts = []
-    for file in lake.files(LEDGER):
-        table = lake.read_table(file)
-        for name in ("corpus", "date", "path"):
-            column = pa.array([getattr(file, name)] * table.num_rows, pa.string())
-            table = table.append_column(name, column)
-        parts.append(table)
-    if not parts:
-        extra = [pa.field(n, pa.string()) for n in ("corpus", "date", "path", "standing")]
-        return Ledger(pa.schema([*VIDEOS, *extra]).empty_table())
-    rows = pa.concat_tables(parts).sort_by([(name, "ascending") for name in _ORDER])
+    """Reads all ledger files of the output, whole: for those who want every column."""
+    extra = [pa.field(n, pa.string()) for n in ("corpus", "date", "path")]
+    tables = []
+    for file, table in _tables(lake, VIDEOS.names):
+        for field in extra:
+            column = pa.array([getattr(file, field.name)] * table.num_rows, field.type)
+            table = table.append_column(field, column)
+        tables.append(table)
+    return ledger_of(pa.concat_tables([pa.schema([*VIDEOS, *extra]).empty_table(), *tables]))
+
+
+def ledger_shards(lake: Lake) -> Shards:
+    """What planning and settling need of every committed row, in bounded memory."""
+    shards = Shards(_SLIM)
+    for _, table in _tables(lake, _SLIM.names):
+        shards.add(table)
+    return shards
+
+
+def ledger_parts(shards: Shards) -> Iterator[Ledger]:
+    """Ledgers that share no uri and together hold every committed row (the columns of `_SLIM`)."""
+    for rows in shards.parts():
+        yield ledger_of(rows)
+
+
+def ledger_of(rows: pa.Table) -> Ledger:
+    """rows: committed rows, all of each uri that occurs."""
+    rows = rows.sort_by([(name, "ascending") for name in _ORDER])
     return Ledger(rows.append_column("standing", _standing(rows)))
+
+
+def _tables(lake: Lake, columns: list[str]) -> Iterator[tuple[DataFile, pa.Table]]:
+    """Every ledger file with its rows; many are read at once, few are held."""
+    files = lake.files(LEDGER)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for at in range(0, len(files), _FILES_AT_ONCE):
+            some = files[at : at + _FILES_AT_ONCE]
+            tables = pool.map(lambda file: lake.read_table(file, columns), some)
+            yield from zip(some, tables, strict=True)
 
 
 def _standing(rows: pa.Table) -> pa.Array:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.lake.commit import write_commit
 from pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
-from pipeline.lake.ledger import read_ledger
+from pipeline.lake.ledger import ledger_parts, ledger_shards
 
 
 def remove_orphans(lake: Lake) -> int:
@@ -31,47 +30,46 @@ def remove_stale_rows(lake: Lake, fence: Callable[[], None]) -> int:
     data files go, then the old ledger file. A crash after the new commit leaves two ledger rows for
     a segment, of which the newer counts, and the next call here finishes the work.
     """
-    ledger = read_ledger(lake)
-    stale = ledger.stale
-    if not stale.num_rows:
+    stale: dict[str, set[tuple[str, int]]] = {}
+    for ledger in ledger_parts(ledger_shards(lake)):
+        for row in ledger.stale.select(["commit_id", "video_id", "segment"]).to_pylist():
+            stale.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
+    if not stale:
         return 0
     files = {(f.table, f.commit_id): f for t in (*DATA_TABLES, LEDGER) for f in lake.files(t)}
-    for commit_id in pc.unique(stale["commit_id"]).to_pylist():
-        old = files[(LEDGER, commit_id)]
-        kept = ledger.kept.filter(pc.equal(ledger.kept["commit_id"], commit_id))
-        if kept.num_rows:
-            _recommit(lake, old, kept, files, fence)
+    for commit_id, gone in sorted(stale.items()):
+        _recommit(lake, commit_id, gone, files, fence)
         fence()
         for table in (*DATA_TABLES, LEDGER):
             if (table, commit_id) in files:
                 lake.remove(files[(table, commit_id)].path)
-    return int(stale.num_rows)
+    return sum(map(len, stale.values()))
 
 
 def _recommit(
     lake: Lake,
-    old: DataFile,
-    kept: pa.Table,
+    old_id: str,
+    gone: set[tuple[str, int]],
     files: dict[tuple[str, str], DataFile],
     fence: Callable[[], None],
 ) -> None:
+    """Commits anew what of a commit stays, if anything does. gone: (video_id, segment)."""
+    tables = {
+        name: _without(lake.read_table(files[(name, old_id)]), gone)
+        for name in (*DATA_TABLES, LEDGER)
+        if (name, old_id) in files
+    }
+    ledger = tables[LEDGER]
+    if not ledger.num_rows:
+        return
     commit_id = new_commit_id()
-    keys = kept.select(["video_id", "segment"])
-    tables: dict[str, pa.Table] = {}
-    for name in DATA_TABLES:
-        file = files.get((name, old.commit_id))
-        if file is not None:
-            tables[name] = _rows_of(lake.read_table(file), keys)
-    ledger = lake.read_table(old)
-    ledger = _rows_of(ledger, keys)
     at = ledger.schema.get_field_index("commit_id")
     renamed = pa.array([commit_id] * ledger.num_rows, pa.string())
     tables[LEDGER] = ledger.set_column(at, ledger.schema.field(at), renamed)
+    old = files[(LEDGER, old_id)]
     write_commit(lake, tables, old.corpus, old.date, commit_id, fence)
 
 
-def _rows_of(table: pa.Table, keys: pa.Table) -> pa.Table:
-    """The rows whose (video_id, segment) is among `keys`, in their order."""
-    wanted = set(zip(*(keys[n].to_pylist() for n in ("video_id", "segment")), strict=True))
+def _without(table: pa.Table, gone: set[tuple[str, int]]) -> pa.Table:
     pairs = zip(*(table[n].to_pylist() for n in ("video_id", "segment")), strict=True)
-    return table.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
+    return table.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))

@@ -1,0 +1,88 @@
+"""Tables of any length in bounded memory: rows go by their uri to one of a fixed number of parts,
+which stand in Arrow files of a temporary folder once there are too many to hold."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+
+SHARDS = 64
+IN_MEMORY_ROWS = 100_000
+
+
+class Shards:
+    """Rows of one schema with a column `uri`, in the order in which they were added; in several
+    parts, once there are more than `IN_MEMORY_ROWS` of them, in that order within each part."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.num_rows = 0
+        self._held: list[pa.Table] = []
+        self._folder: TemporaryDirectory[str] | None = None
+        self._open = ExitStack()
+        self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
+
+    def add(self, table: pa.Table) -> None:
+        """May not follow the first reading."""
+        self.num_rows += table.num_rows
+        if self._folder is not None:
+            self._write(table)
+            return
+        self._held.append(table)
+        if self.num_rows > IN_MEMORY_ROWS:
+            self.spill()
+
+    @property
+    def spilled(self) -> bool:
+        return self._folder is not None
+
+    def spill(self) -> None:
+        """To disk, few rows or many."""
+        if self._folder is not None:
+            return
+        self._folder = TemporaryDirectory(prefix="emolake-")
+        for k in range(SHARDS):
+            sink = self._open.enter_context(pa.OSFile(str(self._path(k)), "wb"))
+            writer = pa.ipc.new_stream(sink, self.schema)
+            self._writers.append(self._open.enter_context(writer))
+        for table in self._held:
+            self._write(table)
+        self._held = []
+
+    def parts(self) -> Iterator[pa.Table]:
+        """All rows; those of one uri together."""
+        if self._folder is None:
+            yield pa.concat_tables([self.schema.empty_table(), *self._held])
+            return
+        self._open.close()
+        for k in range(SHARDS):
+            with pa.memory_map(str(self._path(k))) as source:
+                yield pa.ipc.open_stream(source).read_all()
+
+    def _path(self, shard: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{shard}.arrow"
+
+    def _write(self, table: pa.Table) -> None:
+        chosen = pa.array([_shard(uri) for uri in table["uri"].to_pylist()], pa.int32())
+        for k, writer in enumerate(self._writers):
+            part = table.filter(pa.compute.equal(chosen, k))
+            if part.num_rows:
+                writer.write_table(part)
+
+
+def together(one: Shards, other: Shards) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The parts of both side by side: what has one uri stands in one pair."""
+    if one.spilled or other.spilled:
+        one.spill()
+        other.spill()
+    yield from zip(one.parts(), other.parts(), strict=True)
+
+
+def _shard(uri: str) -> int:
+    return zlib.crc32(uri.encode()) % SHARDS
