@@ -114,11 +114,17 @@ class SegmentPlanner:
         if isinstance(answer, tuple):
             return [failed_video(video, *answer)]
         told = json.loads(answer)
-        if "reason" in told:
-            return [failed_video(video, told["reason"], told["detail"])]
-        # Who is who can only be told where all of a video's tracks are at hand.
-        whole = self.settings.faces.identity is not None
-        return segment_rows(video, VideoInfo(**told), self.settings.decode, whole=whole)
+        if "failure" in told:
+            failure = told["failure"]
+            rows = [failed_video(video, failure["reason"], failure["detail"])]
+        else:
+            # Who is who can only be told where all of a video's tracks are at hand.
+            whole = self.settings.faces.identity is not None
+            info = VideoInfo(**told["info"])
+            rows = segment_rows(video, info, self.settings.decode, whole=whole)
+        if rows:
+            rows[0] |= told["spent"]
+        return rows
 
 
 class FaceActor:

@@ -29,6 +29,7 @@ from pipeline.schema import FACES_ROW
 from pipeline.segments import failed_segment, without_faces
 from pipeline.sound import read_sound
 from pipeline.storage import Storage, is_local
+from pipeline.traffic import bytes_read_by_process, counted, ours
 from pipeline.transcripts import read_subtitles, read_transcript
 
 if TYPE_CHECKING:
@@ -78,14 +79,20 @@ class _Worker:
         self._stage = self._face_stage() if wanted else None
 
     def answer(self, request: dict[str, Any]) -> bytes:
-        """{"probe": uri} -> JSON of VideoInfo, or of reason and detail; {"faces": segment} -> an
-        Arrow stream of one row of schema.FACES_ROW."""
-        if "probe" in request:
+        """{"probe": uri} -> JSON of `info` (a VideoInfo) or `failure` (reason and detail), and of
+        `spent`; {"faces": segment} -> an Arrow stream of one row of schema.FACES_ROW."""
+        probed = request.get("probe")
+        spent = _Meter(probed or request["faces"]["uri"])
+        if probed is not None:
             try:
-                return json.dumps(asdict(self._probe(request["probe"]))).encode()
+                told = {"info": asdict(self._probe(probed))}
             except Exception as error:
-                return json.dumps(_told(error)).encode()
-        return _as_arrow(self._find_faces(request["faces"]))
+                told = {"failure": _told(error)}
+            return json.dumps(told | {"spent": spent()}).encode()
+        row = self._find_faces(request["faces"])
+        for name, value in spent().items():
+            row[name] += value
+        return _as_arrow(row)
 
     def _probe(self, uri: str) -> Any:
         return probe(self._source(uri))
@@ -167,7 +174,23 @@ class _Worker:
         fs, path = self.storage.locate(uri)
         if is_local(fs):
             return path
-        return fs.open(path, "rb")
+        return counted(fs.open(path, "rb"))
+
+
+class _Meter:
+    """What is read of one video from here on: by the kernel's count where it is a local file, which
+    FFmpeg opens by itself, else at our own door."""
+
+    def __init__(self, uri: str) -> None:
+        self._local = "://" not in uri
+        self._files = bytes_read_by_process()
+        self._before = ours()
+
+    def __call__(self) -> dict[str, int]:
+        spent = ours().since(self._before)
+        if self._local:
+            spent["bytes_read"] = bytes_read_by_process() - self._files
+        return {"bytes_read": spent["bytes_read"], "requests": spent["requests"]}
 
 
 def _told(error: Exception) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from jobs.cli import EXIT_TOO_MANY_FAILED, print_json
-from jobs.progress import Progress
+from jobs.progress import Progress, Tally
 from jobs.setup import Setting, read_setting, read_videos
 from pipeline.errors import JobFailed, UserError, cannot_write
 from pipeline.lake.commit import RunStamp
@@ -32,6 +32,7 @@ from pipeline.lake.recovery import remove_orphans, remove_stale_rows
 from pipeline.planning import Plan
 from pipeline.shards import Shards, together
 from pipeline.storage import write_whole
+from pipeline.traffic import ours
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -43,6 +44,7 @@ _RAISED_BY_US = re.compile(r"pipeline\.errors\.(?:UserError|JobFailed): (.+)")
 
 
 def annotate_command(options: argparse.Namespace) -> int:
+    before = ours()
     setting = read_setting(options)
     run_id = _run_id(options.run_id)
     videos = read_videos(options, setting.storage)
@@ -57,6 +59,7 @@ def annotate_command(options: argparse.Namespace) -> int:
         words = " ".join(str(error).split())[:300]
         raise UserError(f"output {setting.lake.uri} cannot be written: {words}") from None
     with Progress(0, quiet=options.quiet) as progress:
+        progress.tally.driver_before = before
         try:
             result = _run(setting, run, videos, lease.fence, progress)
             record = json.dumps(result, indent=2, default=str).encode()
@@ -149,25 +152,32 @@ def _annotate(
     from jobs.flow import annotated, pool_sizes, start_ray
     from jobs.metrics import RunMetrics
 
-    ours = not ray.is_initialized()
+    alone = not ray.is_initialized()
     on_term = signal.getsignal(signal.SIGTERM)
-    if ours:
+    if alone:
         start_ray(setting.config.resources)
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
     try:
         pools = pool_sizes(setting.config.resources)
-        progress.tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
+        tally = progress.tally
+        tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
         metrics = RunMetrics(run.run_id)
+        held = time.monotonic()
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
-            metrics.add(row, progress.tally)
+            metrics.add(row, tally)
+        seconds = time.monotonic() - held
+        tally.cpu_seconds, tally.gpu_seconds = (
+            seconds * pools.held_cpus,
+            seconds * pools.held_gpus,
+        )
     except ray.exceptions.RayError as error:
         told = _RAISED_BY_US.findall(str(error))
         if not told:
             raise
         raise JobFailed(told[-1]) from error
     finally:
-        if ours:
+        if alone:
             ray.shutdown()
 
 
@@ -196,7 +206,9 @@ def _result(
         "windows": tally.windows,
         "video_seconds": round(tally.video_seconds, 3),
         "wall_seconds": round(wall_seconds, 3),
+        "first_segment_seconds": round(tally.first_s, 3) if tally.first_s is not None else None,
         "stages": tally.stages(),
+        "cost": _cost(tally),
         "skipped_because": dict(plan.why_skipped),
         "repeated": plan.repeated,
         "versions": _versions(),
@@ -204,6 +216,16 @@ def _result(
         "config_hash": run.config_hash,
         "storage_options": sorted(setting.storage.options),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cost(tally: Tally) -> dict[str, float]:
+    """What the run took, by the units that are paid for; the driver's own traffic counts too."""
+    driver = ours().since(tally.driver_before)
+    return {
+        "cpu_seconds": round(tally.cpu_seconds, 3),
+        "gpu_seconds": round(tally.gpu_seconds, 3),
+        **{name: driver[name] + tally.traffic[name] for name in driver},
     }
 
 

@@ -146,7 +146,22 @@ def _plan(commands: Any) -> None:
         "emolake plan videos/ --output out/",
     )  # fmt: skip
     _input_options(parser)
+    parser.add_argument(
+        "--estimate", metavar="OUTPUT",
+        help="also tell hours, cost and balance, by the last run of an output over a sample",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="length of what is to do (default: by its bytes)"
+    )
+    _prices_option(parser)
     _json_option(parser)
+
+
+def _prices_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prices", type=Path, metavar="FILE",
+        help="YAML: currency, cpu_hour, gpu_hour, million_requests, gb_read, gb_written",
+    )  # fmt: skip
 
 
 def _submit(commands: Any) -> None:
@@ -237,6 +252,7 @@ def _report(commands: Any) -> None:
     parser.add_argument(
         "--html", type=Path, default=Path("report.html"), metavar="FILE", help="page to write"
     )
+    _prices_option(parser)
     _storage_option(parser)
     _json_option(parser)
 
@@ -391,7 +407,7 @@ def _bench(commands: Any) -> None:
         "emolake bench faces --clips clips/ --json",
     )  # fmt: skip
     parser.add_argument(
-        "name", choices=("faces", "annotate", "pipeline", "plan"), help="what to measure"
+        "name", choices=("faces", "annotate", "pipeline", "plan", "scale"), help="what to measure"
     )
     parser.add_argument(
         "--clips", type=Path, metavar="DIR", help="folder of videos (default: the demo's)"

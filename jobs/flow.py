@@ -31,6 +31,7 @@ from pipeline.lake.lease import Fence, LeaseLost
 from pipeline.planning import Plan
 from pipeline.schema import COMMITTED_ROW
 from pipeline.shards import Shards
+from pipeline.traffic import ours
 
 # Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
 # pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
@@ -68,11 +69,26 @@ def start_ray(resources: ResourcesConfig) -> None:
 
 @dataclass(frozen=True)
 class Pools:
-    """Actors of each stage. gpus: those of one annotation actor, maybe a fraction."""
+    """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction."""
 
     faces: int
     annotate: int
     gpus: float
+    face_gpus: float = 0.0
+
+    @property
+    def annotation_cpus(self) -> float:
+        """CPUs of one annotation actor."""
+        return 1 if self.gpus else _CPU_ANNOTATION_CPUS
+
+    @property
+    def held_cpus(self) -> float:
+        """CPUs that the run keeps from others: its pools', and one for driver and tasks."""
+        return 1 + self.faces + self.annotate * self.annotation_cpus
+
+    @property
+    def held_gpus(self) -> float:
+        return self.annotate * self.gpus + self.faces * self.face_gpus
 
 
 def pool_sizes(resources: ResourcesConfig) -> Pools:
@@ -88,7 +104,7 @@ def pool_sizes(resources: ResourcesConfig) -> Pools:
     if face is None:
         shared = bool(os.environ.get("RAY_ADDRESS"))
         face = _default_faces(int(total.get("CPU", 1)) - _SPARE_CPUS if shared else _cores())
-    return Pools(face, annotation, gpus)
+    return Pools(face, annotation, gpus, resources.gpus_per_face_actor or 0.0)
 
 
 def _default_faces(cpus: int) -> int:
@@ -130,7 +146,7 @@ def annotated(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
-        num_gpus=config.resources.gpus_per_face_actor or None,
+        num_gpus=pools.face_gpus or None,
     )
     dataset = dataset.map_batches(
         AnnotationActor,
@@ -140,7 +156,7 @@ def annotated(
         batch_size=_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
-        num_cpus=1 if pools.gpus else _CPU_ANNOTATION_CPUS,
+        num_cpus=pools.annotation_cpus,
         num_gpus=pools.gpus or None,
     )
     dataset = dataset.map_batches(
@@ -183,7 +199,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
 
     A problem of the output is told as well, not raised: Ray would wrap it in pages of its own.
     """
-    started = time.monotonic()
+    started, before = time.monotonic(), ours()
     rows = segments.to_pylist()
     problem = None
     try:
@@ -193,6 +209,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
     except OSError as error:
         problem = cannot_write(lake.uri, error)
     share = (time.monotonic() - started) / max(len(rows), 1)
+    spent = ours().since(before)
     told = [
         {
             "video_id": row["video_id"],
@@ -207,9 +224,11 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "face_seconds": row["face_seconds"],
             "annotate_seconds": row["annotate_seconds"],
             "write_seconds": share,
+            # The commit's own stand with its first segment.
+            **{name: (value if k == 0 else 0) + row.get(name, 0) for name, value in spent.items()},
             "problem": problem,
         }
-        for row in rows
+        for k, row in enumerate(rows)
     ]
     return pa.Table.from_pylist(told, COMMITTED_ROW)
 

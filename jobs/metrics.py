@@ -31,6 +31,8 @@ class RunMetrics:
         self._video_seconds = counter("video_seconds", "Seconds of video looked at.")
         self._faces = counter("faces", "Face tracks found.")
         self._windows = counter("windows", "Windows annotated.")
+        self._bytes_read = counter("bytes_read", "Bytes of videos read.")
+        self._requests = counter("requests", "Requests to the object store.")
         self._stage = Histogram(
             "emolake_stage_seconds",
             "Seconds a stage was busy with a segment.",
@@ -56,6 +58,8 @@ class RunMetrics:
             (self._video_seconds, "video_seconds"),
             (self._faces, "n_tracks"),
             (self._windows, "n_windows"),
+            (self._bytes_read, "bytes_read"),
+            (self._requests, "requests"),
         ):
             if row[name]:
                 counter.inc(row[name])

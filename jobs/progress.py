@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.traffic import Traffic, ours
+
 _LINE_EVERY_S = 10.0
 STAGES = ("faces", "annotate", "write")
 
@@ -33,10 +35,22 @@ class Tally:
     workers: dict[str, int] = field(default_factory=dict)
     """Actors of the stages that have a pool of their own."""
     videos: set[str] = field(default_factory=set)
+    traffic: Counter[str] = field(default_factory=Counter)
+    driver_before: Traffic = field(default_factory=ours)
+    """The driver's own traffic counts from here."""
+    first_s: float | None = None
+    """When the first segment was committed, seconds from `started`."""
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    """What the run kept from others, busy or not."""
 
     def add(self, row: dict[str, Any]) -> None:
         """row: schema.COMMITTED_ROW."""
+        if self.first_s is None:
+            self.first_s = self.elapsed
         self.segments += 1
+        for name in ("bytes_read", "bytes_written", "requests"):
+            self.traffic[name] += row[name]
         self.tracks += row["n_tracks"]
         self.tracks_dropped += row["n_dropped_tracks"]
         self.windows += row["n_windows"]

@@ -6,6 +6,7 @@ import argparse
 
 from jobs.cli import print_json
 from pipeline.errors import UserError
+from pipeline.estimate import Prices
 from pipeline.lake.layout import Lake
 from pipeline.report.content import read_report
 from pipeline.report.page import render
@@ -20,7 +21,7 @@ def report_command(options: argparse.Namespace) -> int:
         raise UserError(f"{lake.uri} cannot be read: {' '.join(str(error).split())}") from None
     if not report.runs and not report.videos:
         raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
-    page = render(report)
+    page = render(report, options.prices and Prices.read(options.prices))
     try:
         options.html.write_text(page, encoding="utf-8")
     except OSError as error:

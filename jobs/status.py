@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from typing import Any
 
 from jobs.cli import print_json
 from pipeline.errors import UserError
-from pipeline.lake.layout import RUNS, Lake
+from pipeline.lake.layout import Lake
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from pipeline.lake.runs import read_runs
 from pipeline.storage import Storage, parse_options
 
 _OF_A_RUN = (
     *("run_id", "finished_at", "model", "videos", "segments", "windows"),
-    *("video_seconds", "wall_seconds", "stages"),
+    *("video_seconds", "wall_seconds", "stages", "cost"),
 )
 
 _PIPE_WIDTH = 200
@@ -26,7 +26,7 @@ def status_command(options: argparse.Namespace) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
     try:
         rows = newest_versions(read_ledger(lake).live)
-        runs = _runs(lake)
+        runs = [{name: run.get(name) for name in _OF_A_RUN} for run in reversed(read_runs(lake))]
     except OSError as error:
         raise UserError(f"{lake.uri} cannot be read: {' '.join(str(error).split())}") from None
     if not rows.num_rows and not runs:
@@ -52,14 +52,6 @@ def status_command(options: argparse.Namespace) -> int:
     else:
         _show(result)
     return 0
-
-
-def _runs(lake: Lake) -> list[dict[str, Any]]:
-    told = []
-    for path in sorted(lake.fs.glob(lake.path(RUNS, "*", "run.json"))):
-        run = json.loads(lake.fs.cat_file(path))
-        told.append({name: run.get(name) for name in _OF_A_RUN})
-    return sorted(told, key=lambda run: str(run["finished_at"]))
 
 
 def _show(result: dict[str, Any]) -> None:

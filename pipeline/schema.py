@@ -198,9 +198,11 @@ SEGMENT_ROW = pa.schema(
             ("detail", pa.string()),
         ),
         *_columns(("failed", pa.bool_())),
+        *_columns(("bytes_read", pa.int64()), ("requests", pa.int64())),
     ]
 )
-"""A segment to be done; `failed` with a reason where probing already found it cannot be."""
+"""A segment to be done; `failed` with a reason where probing already found it cannot be. bytes_read,
+requests: what has been spent on it until here."""
 
 _track = pa.struct(
     [
@@ -308,6 +310,9 @@ COMMITTED_ROW = pa.schema(
             ("face_seconds", pa.float64()),
             ("annotate_seconds", pa.float64()),
             ("write_seconds", pa.float64()),
+            ("bytes_read", pa.int64()),
+            ("bytes_written", pa.int64()),
+            ("requests", pa.int64()),
         ),
         *_maybe(("problem", pa.string())),
     ]

@@ -46,6 +46,8 @@ def segment_rows(
             "reason": None,
             "detail": None,
             "failed": False,
+            "bytes_read": 0,
+            "requests": 0,
         }
         for k, (start, end) in enumerate(spans)
         if wanted is None or k in wanted
@@ -69,6 +71,8 @@ def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> dict[str
             "reason": reason,
             "detail": detail,
             "failed": True,
+            "bytes_read": 0,
+            "requests": 0,
         }
     )
 

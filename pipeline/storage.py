@@ -12,6 +12,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UserError
+from pipeline.traffic import count, count_requests
 
 PARTIAL_SUFFIX = ".partial"
 _S3 = ("s3", "s3a")
@@ -33,9 +34,12 @@ class Storage:
         if protocol in _S3:
             options = {"config_kwargs": _PATIENT} | options
         try:
-            return fsspec.core.url_to_fs(uri, **options)
+            fs, path = fsspec.core.url_to_fs(uri, **options)
+            if protocol in _S3:
+                count_requests(fs)
         except (ValueError, ImportError, TypeError) as error:
             raise UserError(f"{uri}: {error}") from None
+        return fs, path
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -44,6 +48,7 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Writes a file that is never seen half: S3 PUTs are whole; elsewhere write aside and rename."""
+    count(written=len(data))
     if is_local(fs):
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)

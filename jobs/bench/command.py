@@ -17,6 +17,7 @@ from jobs.bench.faces import bench_faces
 from jobs.bench.measurement import Measurement
 from jobs.bench.pipeline import bench_pipeline
 from jobs.bench.plan import bench_plan
+from jobs.bench.scale import bench_scale
 from jobs.cli import print_json
 
 _BENCHES: dict[str, Callable[[list[Path], Path, Namespace], Iterator[Measurement]]] = {
@@ -24,6 +25,7 @@ _BENCHES: dict[str, Callable[[list[Path], Path, Namespace], Iterator[Measurement
     "annotate": bench_annotate,
     "pipeline": bench_pipeline,
     "plan": bench_plan,
+    "scale": bench_scale,
 }
 
 

@@ -14,6 +14,7 @@ from fsspec import AbstractFileSystem
 
 from pipeline.schema import TABLES
 from pipeline.storage import PARTIAL_SUFFIX, Storage, is_local, write_whole
+from pipeline.traffic import count
 
 DATA_TABLES = ("annotations", "tracks")
 LEDGER = "videos"
@@ -89,7 +90,9 @@ class Lake:
     def read_table(self, file: DataFile, columns: list[str] | None = None) -> pa.Table:
         """A file's rows; a column that came to the schema later is null."""
         # cat_file is one request; the files are small by design, so no ranged reads are needed.
-        table = pq.read_table(io.BytesIO(self.fs.cat_file(file.path)), columns=columns)
+        data = self.fs.cat_file(file.path)
+        count(read=len(data))
+        table = pq.read_table(io.BytesIO(data), columns=columns)
         schema = TABLES[file.table]
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import posixpath
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.lake.commit import first_model, time_weighted_scores
-from pipeline.lake.layout import RUNS, Lake
+from pipeline.lake.layout import Lake
 from pipeline.lake.ledger import newest_versions, read_ledger, video_states
 from pipeline.lake.reading import live_rows
+from pipeline.lake.runs import read_runs
 
 _COLUMNS = [
     "model",
@@ -149,7 +149,7 @@ def read_report(lake: Lake) -> Report:
         over_time=over_time,
         stretch_s=stretch_s,
         failures=_failures(ordered),
-        runs=_runs(lake),
+        runs=read_runs(lake),
         models=len({row["model"] for row in rows}),
     )
 
@@ -186,9 +186,3 @@ def _failures(videos: list[VideoReport]) -> list[tuple[str, int, list[str]]]:
             by_reason.setdefault(video.reason or "unknown", []).append(told)
     ranked = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     return [(reason, len(details), details[:3]) for reason, details in ranked]
-
-
-def _runs(lake: Lake) -> list[dict[str, Any]]:
-    paths = lake.fs.glob(lake.path(RUNS, "*", "run.json"))
-    runs = [json.loads(lake.fs.cat_file(path)) for path in paths]
-    return sorted(runs, key=lambda run: str(run.get("finished_at")), reverse=True)

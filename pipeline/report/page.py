@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from pipeline.estimate import Prices
 from pipeline.palette import PALETTE, colour
 from pipeline.report.content import MOST_TIMELINES, Report, Span, VideoReport
 
@@ -15,8 +16,8 @@ _STACK = 120
 _PER_PAGE = 50
 
 
-def render(report: Report) -> str:
-    """The whole page: one file, no request to anywhere."""
+def render(report: Report, prices: Prices | None = None) -> str:
+    """The whole page: one file, no request to anywhere; with prices, what each run has cost."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.globals.update(
         colour=colour,
@@ -26,6 +27,7 @@ def render(report: Report) -> str:
         width=_WIDTH,
         stack_height=_STACK,
         clock=clock,
+        prices=prices,
     )
     template = environment.get_template("page.html.j2")
     shown = report.videos[:MOST_TIMELINES]

@@ -194,6 +194,20 @@ def test_plan_says_what_is_done_and_why_the_rest_is_skipped(run: Run, emolake: E
     assert json.loads(again.stdout)["todo_because"] == {"retry": 4}
 
 
+def test_plan_estimates_by_a_run_over_a_sample(run: Run, emolake: Emolake, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("{currency: EUR, cpu_hour: 1}")
+    ask = ("plan", run.corpus, "--output", tmp_path / "o", "--estimate", run.output)
+    told = json.loads(emolake(*ask, "--prices", prices, "--json").stdout)["estimate"]
+    assert told["video_hours"] * 3600 == pytest.approx(run.result["video_seconds"], rel=0.5)
+    assert told["from_run"] == run.result["run_id"]
+    assert told["money"] == pytest.approx(told["cost"]["cpu_seconds"] / 3600)
+    lines = emolake(*ask, "--hours", "100").stdout
+    assert "100.00 h of video take" in lines
+    none = emolake("plan", run.corpus, "--output", tmp_path / "o", "--estimate", tmp_path)
+    assert (none.returncode, "holds no run over videos" in none.stderr) == (2, True)
+
+
 def test_status_counts_videos_failures_and_runs(run: Run, emolake: Emolake) -> None:
     told = json.loads(emolake("status", run.output, "--json").stdout)
     assert told["videos"] == {"total": 11, "annotated": 5, "no_face": 1, "failed": 5}
@@ -294,6 +308,14 @@ def test_s3_in_and_out_gives_the_same_rows(
     ours = read_rows(local, "annotations")
     assert {r["uri"] for r in ours} == {f"s3://{s3.bucket}/videos/{name}" for name in names}
     assert_same(ours, theirs)
+    cost = json.loads(done.stdout)["cost"]
+    listed = fs.find(f"{s3.bucket}/videos", detail=True)
+    videos = sum(o["size"] for name, o in listed.items() if not name.endswith(".txt"))
+    tables = sum(path.stat().st_size for path in local.rglob("*.parquet"))
+    assert videos <= cost["bytes_read"] < 8 * videos
+    assert tables <= cost["bytes_written"] < 2 * tables + 4096
+    assert len(names) * 3 < cost["requests"] < 400
+    assert (cost["cpu_seconds"] > 1, cost["gpu_seconds"]) == (True, 0)
     again = emolake(*arguments, "--json", env=s3.env)
     assert json.loads(again.stdout)["videos"]["skipped"] == 2
     for path in local.rglob("*"):

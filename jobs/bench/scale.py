@@ -1,0 +1,275 @@
+"""Scale by measurement: planning over a million videos, listing, nodes, the object store, and how
+well a sample foretells a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.bench.clips import loop_clip
+from jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from jobs.bench.s3 import local_s3
+from jobs.setup import ChosenModel
+from pipeline.config import Config
+from pipeline.corpus import Video, find_videos
+from pipeline.lake.layout import LEDGER, Lake, new_commit_id
+from pipeline.models.catalog import DEFAULT_MODEL
+from pipeline.schema import VIDEOS
+from pipeline.storage import Storage
+
+_COMMAND = (sys.executable, "-m", "jobs")
+_FEW, _MANY = 100_000, 1_000_000
+_DONE = 0.9
+_ROWS_A_FILE = 10_000
+_OBJECTS = 100_000
+_SLOW_SECONDS = 150.0
+
+
+def bench_scale(clips: list[Path], scratch: Path, _options: Namespace) -> Iterator[Measurement]:
+    yield from _planning(clips[0], scratch)
+    yield _listing()
+    yield from _nodes(clips, scratch)
+    yield _object_store(clips[0], scratch)
+    yield _foretold(clips, scratch)
+
+
+@dataclass(frozen=True)
+class _Spent:
+    seconds: float
+    peak_mb: float
+
+
+def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
+    spent = {}
+    for count in (_FEW, _MANY):
+        ground = _archive(clip, scratch / f"archive-{count}", count)
+        spent[count] = _measured("plan", *ground)
+        if count == _MANY:
+            first = _until_first_commit(*ground)
+    few, many = spent[_FEW], spent[_MANY]
+    yield more_is_better(
+        "planning 1,000,000 videos, 900,000 done / 100,000",
+        _MANY / many.seconds, _FEW / few.seconds, "videos/s", 0.5,
+    )  # fmt: skip
+    yield less_is_better("peak memory of that", many.peak_mb, few.peak_mb, "MB", 0.8)
+    yield less_is_better(
+        "first segment of the 1,000,000 / its plan alone", first.seconds, many.seconds, "s", 0.1
+    )
+    yield less_is_better(
+        "peak driver memory until then / planning's", first.peak_mb, many.peak_mb, "MB", 0.4
+    )
+
+
+def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
+    """A manifest of `count` videos, links to one clip, and an output in which nine tenths are done."""
+    folder.mkdir()
+    lake = Lake.at(str(folder / "lake"), Storage())
+    config_hash = Config().results_hash(ChosenModel.of(DEFAULT_MODEL).revision, {})
+    size = clip.stat().st_size
+    done = int(count * _DONE)
+    uris = []
+    for start in range(0, count, _ROWS_A_FILE):
+        commit = new_commit_id()
+        rows = []
+        for k in range(start, min(start + _ROWS_A_FILE, count)):
+            video = Video(str(folder / f"{k:07d}{clip.suffix}"), size, "1")
+            uris.append(video.uri)
+            if k >= done:
+                os.symlink(clip.resolve(), video.uri)
+                continue
+            rows.append(
+                {
+                    "video_id": video.video_id, "uri": video.uri, "size": size, "segment": 0,
+                    "n_segments": 1, "state": "annotated", "duration_s": 4.0, "n_tracks": 1,
+                    "n_windows": 2, "commit_id": commit, "run_id": "bench", "attempt": 1,
+                    "config_hash": config_hash, "schema_version": 1,
+                    "finished_at": 1_700_000_000_000_000 + k,
+                }
+            )  # fmt: skip
+        if rows:
+            table = pa.Table.from_pylist(rows, VIDEOS)
+            lake.write_table(lake.data_path(LEDGER, "default", "2026-01-01", commit), table)
+    manifest = folder / "manifest.parquet"
+    told = {"uri": uris, "size": [size] * count, "etag": ["1"] * count}
+    pq.write_table(pa.table(told), manifest)
+    return str(manifest), lake.uri
+
+
+def _measured(command: str, manifest: str, output: str) -> _Spent:
+    started = time.monotonic()
+    arguments = [*_COMMAND, command, manifest, "--output", output, "--json"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {status}")
+    return _Spent(time.monotonic() - started, usage.ru_maxrss / 1024)
+
+
+def _until_first_commit(manifest: str, output: str) -> _Spent:
+    """A run until its first segment is in the lake; then it is ended."""
+    ledger = Path(output) / LEDGER
+    before = len(list(ledger.rglob("*.parquet")))
+    started = time.monotonic()
+    process = subprocess.Popen([*_COMMAND, "annotate", manifest, "--output", output, "--quiet"])
+    try:
+        while len(list(ledger.rglob("*.parquet"))) == before:
+            if process.poll() is not None:
+                raise RuntimeError(f"annotate ended with {process.returncode}")
+            time.sleep(0.5)
+        return _Spent(time.monotonic() - started, _peak_mb(process.pid))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _peak_mb(pid: int) -> float:
+    """Peak resident memory of a process (Linux, proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    told = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(told.split()[1]) / 1024
+
+
+def _listing() -> Measurement:
+    """Listing objects of one prefix, against one HEAD request for each of them."""
+    with local_s3() as server:
+        server.fill("archive", (f"videos/{k % 100:02d}/{k:06d}.mp4" for k in range(_OBJECTS)))
+        storage = Storage(server.options)
+        started = time.monotonic()
+        found = sum(t.num_rows for t in find_videos(["s3://archive/videos/"], storage))
+        listed = time.monotonic() - started
+        if found != _OBJECTS:
+            raise RuntimeError(f"{found} of {_OBJECTS} objects were listed")
+        fs, _ = storage.locate("s3://archive/")
+        fs.invalidate_cache()
+        started = time.monotonic()
+        for k in range(200):
+            fs.info(f"archive/videos/{k % 100:02d}/{k:06d}.mp4", refresh=True)
+        asked = (time.monotonic() - started) / 200
+    return more_is_better(
+        "listing 100,000 objects of S3 / asking for each", found / listed, 1 / asked, "objects/s", 5
+    )
+
+
+def _nodes(clips: list[Path], scratch: Path) -> Iterator[Measurement]:
+    """One and two nodes, each a Ray node whose processes may run on one core alone."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return
+    corpus = _repeated(clips, scratch / "corpus", 8)
+    rates = {}
+    for count in (1, 2):
+        with _cluster(cores[:count]) as address:
+            run = _annotate(corpus, scratch / f"nodes-{count}", {"RAY_ADDRESS": address}, count)
+        # Ray starts its actors one after another on a small machine: not what scales.
+        rates[count] = run["video_seconds"] / (run["wall_seconds"] - run["first_segment_seconds"])
+    yield more_is_better("two nodes / one", rates[2], rates[1], "video-s/s", 1.5)
+
+
+@contextmanager
+def _cluster(cores: list[int]) -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    everywhere = os.sched_getaffinity(0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for core in cores:
+            os.sched_setaffinity(0, {core})  # what it starts inherits it
+            cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+        os.sched_setaffinity(0, everywhere)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        os.sched_setaffinity(0, everywhere)
+        cluster.shutdown()
+
+
+def _repeated(clips: list[Path], folder: Path, times: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for k in range(times):
+        for clip in clips:
+            (folder / f"{k:03d}-{clip.name}").symlink_to(clip.resolve())
+    return folder
+
+
+def _annotate(
+    corpus: Path, output: Path, env: dict[str, str], pool: int | None = None
+) -> dict[str, Any]:
+    arguments = [*_COMMAND, "annotate", str(corpus), "--output", str(output), "--quiet", "--json"]
+    if pool is not None:
+        for stage in ("face_actors", "annotation_actors"):
+            arguments += ["--set", f"resources.{stage}={pool}"]
+    done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, env=os.environ | env)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def _object_store(clip: Path, scratch: Path) -> Measurement:
+    """A two-hour video before an annotation stage that can hardly keep up: the store stays bounded."""
+    import ray
+
+    limit_mb = 150
+    film = scratch / "film" / f"two-hours{clip.suffix}"
+    film.parent.mkdir()
+    loop_clip(clip, film, 7200.0)
+    output = scratch / "film-lake"
+    ray.init(
+        address="local", num_cpus=4, object_store_memory=limit_mb << 20,
+        include_dashboard=False, log_to_driver=False,
+    )  # fmt: skip
+    most = 0.0
+    try:
+        address = ray.get_runtime_context().gcs_address
+        process = subprocess.Popen(
+            [
+                *(*_COMMAND, "annotate", str(film), "--output", str(output), "--quiet"),
+                *("--set", "annotator.micro_batch=1", "--set", "resources.face_actors=2"),
+                *("--set", "windows.window_seconds=0.25", "--set", "decode.segment_seconds=20"),
+            ],
+            env=os.environ | {"RAY_ADDRESS": address},
+        )
+        ends = time.monotonic() + _SLOW_SECONDS
+        while process.poll() is None and time.monotonic() < ends:
+            most = max(most, _stored_mb(address))
+            time.sleep(0.5)
+        process.terminate()
+        process.wait()
+    finally:
+        ray.shutdown()
+    return less_is_better("object store, peak / its size", most, limit_mb, "MB", 1.0)
+
+
+def _stored_mb(address: str) -> float:
+    """What the object stores of all nodes hold, spilled objects included."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(address)
+    told = get_memory_info_reply(state).store_stats
+    return float(told.object_store_bytes_used + told.spilled_bytes_total) / (1 << 20)
+
+
+def _foretold(clips: list[Path], scratch: Path) -> Measurement:
+    """The wall time that a run over a sample foretells for eight times as much, and what it took."""
+    sample = _repeated(clips, scratch / "sample", 4)
+    archive = _repeated(clips, scratch / "whole", 32)
+    _annotate(sample, scratch / "sample-lake", {})
+    asked = [
+        *(*_COMMAND, "plan", str(archive), "--output", str(scratch / "whole-lake"), "--json"),
+        *("--estimate", str(scratch / "sample-lake")),
+    ]
+    told = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE).stdout)
+    hours = told["estimate"]["wall_hours"]
+    took = _annotate(archive, scratch / "whole-lake", {})["wall_seconds"]
+    close = min(hours * 3600, took) / max(hours * 3600, took)
+    return Measurement("hours foretold / taken", hours * 3600, took, close, "s", 0.75)
