@@ -167,7 +167,7 @@ def _nodes(clips: list[Path], scratch: Path) -> Iterator[Measurement]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return
-    corpus = _repeated(clips, scratch / "corpus", 8)
+    corpus = _repeated(clips, scratch / "corpus", 24)
     rates = {}
     for count in (1, 2):
         with _cluster(cores[:count]) as address:
@@ -186,7 +186,7 @@ def _cluster(cores: list[int]) -> Iterator[str]:
     try:
         for core in cores:
             os.sched_setaffinity(0, {core})  # what it starts inherits it
-            cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+            cluster.add_node(num_cpus=3, object_store_memory=200 << 20)
         os.sched_setaffinity(0, everywhere)
         cluster.wait_for_nodes()
         yield cluster.address
