@@ -8,23 +8,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from jobs.bench.measurement import Measurement, less_is_better
 from pipeline.config import Config
 from pipeline.corpus import Video
+from pipeline.errors import UserError
 from pipeline.lake.commit import RunStamp, commit_segments
 from pipeline.lake.compaction import compact
 from pipeline.lake.layout import Lake
 from pipeline.lake.ledger import ledger_shards
 from pipeline.planning import make_plan
-from pipeline.schema import LISTED_ROW
+from pipeline.schema import ANNOTATIONS, LISTED_ROW, sort_keys
 from pipeline.shards import Shards
 from pipeline.storage import Storage
 
 _COMMITS, _VIDEOS_A_COMMIT, _WINDOWS = 1000, 4, 8
 _LARGE = 256 << 20
+_LARGE_FILES, _VIDEOS_A_LARGE_FILE, _WINDOWS_OF_A_LARGE = 4, 2500, 100
 
 
 def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterator[Measurement]:
@@ -59,6 +63,62 @@ def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
     yield less_is_better(
         "files, compacted / before", done.files_after, done.files_before, "files", 100.0
     )
+    yield _lookup(scratch)
+
+
+def _lookup(scratch: Path) -> Measurement:
+    """One video's rows out of a million in DuckDB: files as the lake writes them, and the same rows in
+    one row group a file."""
+    try:
+        import duckdb
+    except ImportError:
+        raise UserError("this benchmark needs duckdb; install emolake[dev]") from None
+
+    lake = Lake.at(str(scratch / "large"), Storage())
+    plain = scratch / "plain"
+    plain.mkdir()
+    for number in range(_LARGE_FILES):
+        rows = [
+            row
+            for k in range(_VIDEOS_A_LARGE_FILE)
+            for row in _annotation_rows(number * _VIDEOS_A_LARGE_FILE + k)
+        ]
+        order = [(key, "ascending") for key in sort_keys(ANNOTATIONS)]
+        table = pa.Table.from_pylist(rows, ANNOTATIONS).sort_by(order)
+        lake.write_table(lake.data_path("annotations", "bench", "2026-01-01", f"{number}"), table)
+        pq.write_table(table, plain / f"{number}.parquet", compression="zstd")
+    wanted = Video("/archive/000077.mp4", 1000, "1").video_id
+
+    def rows_of(files: str) -> int:
+        query = f"SELECT * FROM read_parquet('{files}') WHERE video_id = ?"  # noqa: S608
+        return len(duckdb.execute(query, [wanted]).fetchall())
+
+    return less_is_better(
+        "one video's rows of 1,000,000 / in one row group a file",
+        _best(lambda: rows_of(lake.path("annotations", "*", "*", "*.parquet"))),
+        _best(lambda: rows_of(f"{plain}/*.parquet")),
+        "s",
+        1.5,
+    )
+
+
+def _annotation_rows(number: int) -> list[dict[str, Any]]:
+    video = Video(f"/archive/{number:06d}.mp4", 1000, "1")
+    own = {
+        "video_id": video.video_id, "uri": video.uri, "segment": 0, "config_hash": "c",
+        "run_id": "r", "schema_version": 1,
+    }  # fmt: skip
+    draw = np.random.default_rng(number).random
+    return [
+        own
+        | row
+        | {
+            "scores": list(zip("abcdefg", draw(7).tolist(), strict=True)),
+            "confidence": float(draw()),
+            "bbox": dict(zip(("x1", "y1", "x2", "y2"), draw(4).tolist(), strict=True)),
+        }
+        for row in _segment(video, _WINDOWS_OF_A_LARGE)["annotations"]
+    ]
 
 
 def _best(work: Callable[[], Any]) -> float:
@@ -70,7 +130,7 @@ def _best(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _segment(video: Video) -> dict[str, Any]:
+def _segment(video: Video, windows: int = _WINDOWS) -> dict[str, Any]:
     """A row of schema.ANNOTATED_ROW as an annotated minute leaves it."""
     box = {"x1": 0.1, "y1": 0.1, "x2": 0.5, "y2": 0.6}
     annotations = [
@@ -79,10 +139,10 @@ def _segment(video: Video) -> dict[str, Any]:
             "n_interpolated": 0, "bbox": box, "emotion": "neutral", "confidence": 0.7,
             "scores": [("neutral", 0.7), ("sadness", 0.3)], "model": "m", "model_revision": "r",
         }
-        for w in range(_WINDOWS)
+        for w in range(windows)
     ]  # fmt: skip
     track = {
-        "track_id": 0, "start_s": 0.0, "end_s": 2.0 * _WINDOWS, "n_detections": 64,
+        "track_id": 0, "start_s": 0.0, "end_s": 2.0 * windows, "n_detections": 64,
         "n_interpolated": 0, "mean_score": 0.9, "mean_box": box, "person_id": None, "path": [],
         "thumbnail": None,
     }  # fmt: skip

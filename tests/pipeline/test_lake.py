@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
@@ -124,6 +125,18 @@ def test_what_dies_before_the_ledger_is_an_orphan_and_is_removed(tmp_path) -> No
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
     assert not aside.exists()
     assert remove_orphans(lake) == 0
+
+
+def test_a_large_file_is_sorted_and_tells_what_it_holds(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    names = [f"{k * 7919 % 400:04d}" for k in range(400)]
+    commit_segments(lake, [segment(name, windows=30) for name in names], RUN, no_fence)
+    (path,) = (f.path for f in lake.files("annotations"))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    assert [c.column_index for c in group.sorting_columns] == [0, 2, 3, 4], "as sort_keys says"
+    columns = {group.column(k).path_in_schema: group.column(k) for k in range(group.num_columns)}
+    assert columns["video_id"].statistics.min == "0000"
+    assert columns["video_id"].statistics.max == "0399"
 
 
 def test_a_segment_written_twice_stands_once_after_settling(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Planning: what is to be done, whatever the length of the input, and inputs that are none."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +103,26 @@ def test_parts_hold_every_row_once_and_a_uri_in_one(monkeypatch: pytest.MonkeyPa
         seen += uris
     assert len(seen) == 40
     assert sum(part.num_rows for part in many.parts()) == 100
+
+
+def test_a_long_input_takes_little_memory(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak() -> int:
+        tracemalloc.start()
+        before = pa.total_allocated_bytes()
+        most = 0
+        videos = Shards(LISTED_ROW)
+        for at in range(0, 20_000, 1000):
+            rows = [video(f"{k:06d}") for k in range(at, at + 1000)]
+            videos.add(pa.Table.from_pylist(rows, LISTED_ROW))
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert make_plan(videos, ledger_shards(lake), Config(), HASH).todo.num_rows == 20_000
+        told = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return told + most
+
+    whole = peak()
+    monkeypatch.setattr(shards, "IN_MEMORY_ROWS", 1000)
+    assert peak() < whole / 5
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
