@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -197,10 +197,12 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
     try:
         with fs.open(path, "rb") as stream:
             for number, row in enumerate(rows(stream), 1):
-                if row.get("uri") is None:
-                    has = "" if "uri" in row else f"; its columns: {', '.join(row) or 'none'}"
-                    raise UserError(f"manifest {name}: row {number} has no uri{has}")
+                _demand_uri(row)
+                if row["uri"] is None:
+                    raise UserError(f"manifest {name}: row {number} has no uri")
                 yield row
+    except LookupError as error:
+        raise UserError(f"manifest {name} {error.args[0]}") from None
     except FileNotFoundError:
         raise UserError(f"manifest {name} does not exist") from None
     except ValueError as error:  # pa.ArrowInvalid and JSON's are such
@@ -209,11 +211,16 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
         raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None
 
 
+def _demand_uri(columns: Collection[str]) -> None:
+    """LookupError, in words, where the column `uri` is not among them."""
+    if "uri" not in columns:
+        raise LookupError(f"has no column 'uri'; its columns: {', '.join(columns) or 'none'}")
+
+
 def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     file = pq.ParquetFile(stream)
+    _demand_uri(file.schema_arrow.names)
     wanted = [c for c in _MANIFEST_COLUMNS if c in file.schema_arrow.names]
-    if "uri" not in wanted:
-        wanted = file.schema_arrow.names
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
         yield from batch.to_pylist()
 
@@ -221,7 +228,9 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
     options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
-    for batch in pyarrow.csv.open_csv(stream, convert_options=options):
+    reader = pyarrow.csv.open_csv(stream, convert_options=options)
+    _demand_uri(reader.schema.names)
+    for batch in reader:
         yield from batch.to_pylist()
 
 

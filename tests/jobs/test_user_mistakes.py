@@ -56,7 +56,7 @@ CASES = [
     ("annotate {g}/ragged.csv --output {g}/out", "malformed"),
     ("annotate {g}/text.parquet --output {g}/out", "malformed"),
     ("annotate {g}/bad.jsonl --output {g}/out", "malformed"),
-    ("annotate {g}/null.parquet --output {g}/out", "1 rows without a uri"),
+    ("annotate {g}/null.parquet --output {g}/out", "row 1 has no uri"),
     (f"annotate {VIDEOS} --config {{g}}/none.yaml", "cannot be read"),
     (f"annotate {VIDEOS} --config {{g}}/bad.yaml", "is not YAML"),
     (f"annotate {VIDEOS} --config {{g}}/list.yaml", "key: value"),

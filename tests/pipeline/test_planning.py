@@ -149,7 +149,7 @@ def test_a_manifest_that_tells_size_and_etag_is_believed(tmp_path: Path, suffix:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("m.csv", "path\nx.mp4\n", "row 1 has no uri; its columns: path"),
+        ("m.csv", "path\nx.mp4\n", "no column 'uri'; its columns: path"),
         ("m.jsonl", '{"uri": "x"}\n{"uri": null}\n', "row 2 has no uri"),
         ("m.jsonl", '{"uri": \n', "malformed"),
         ("m.jsonl", "[1]\n", "line 1 is no object"),
