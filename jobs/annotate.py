@@ -212,6 +212,7 @@ def _result(
         "windows": tally.windows,
         "video_seconds": round(tally.video_seconds, 3),
         "wall_seconds": round(wall_seconds, 3),
+        "start_seconds": round(tally.start_s, 3) if tally.start_s is not None else None,
         "first_segment_seconds": round(tally.first_s, 3) if tally.first_s is not None else None,
         "stages": tally.stages(),
         "cost": _cost(tally),

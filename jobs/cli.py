@@ -424,6 +424,13 @@ def _bench(commands: Any) -> None:
         metavar="FILE.png",
         help="faces: draw a contact sheet with boxes and track numbers",
     )
+    parser.add_argument(
+        "--shape", choices=("tiny", "100m", "7b"),
+        help="annotate: the embedded model, or random weights of that size (default: tiny, 100m)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="annotate: append the costliest operators"
+    )
     _json_option(parser)
 
 

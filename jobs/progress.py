@@ -17,6 +17,8 @@ from rich.text import Text
 from pipeline.traffic import Traffic, ours
 
 _LINE_EVERY_S = 10.0
+_SAME_COMMIT_S = 0.2
+"""Rows of one commit reach the driver together."""
 STAGES = ("faces", "annotate", "write")
 
 
@@ -40,6 +42,8 @@ class Tally:
     """The driver's own traffic counts from here."""
     first_s: float | None = None
     """When the first segment was committed, seconds from `started`."""
+    first_busy_s: float = 0.0
+    """What the face stage had spent on the segments of that commit."""
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     """What the run kept from others, busy or not."""
@@ -48,6 +52,8 @@ class Tally:
         """row: schema.COMMITTED_ROW."""
         if self.first_s is None:
             self.first_s = self.elapsed
+        if self.elapsed - self.first_s < _SAME_COMMIT_S:
+            self.first_busy_s += row["face_seconds"]
         self.segments += 1
         for name in ("bytes_read", "bytes_written", "requests"):
             self.traffic[name] += row[name]
@@ -61,6 +67,13 @@ class Tally:
             STAGES, ("face_seconds", "annotate_seconds", "write_seconds"), strict=True
         ):
             self.busy[stage] += row[seconds]
+
+    @property
+    def start_s(self) -> float | None:
+        """About when the first segment was begun, seconds from `started`: Ray and the actors were up."""
+        if self.first_s is None:
+            return None
+        return max(self.first_s - self.first_busy_s / self.workers.get("faces", 1), 0.0)
 
     @property
     def elapsed(self) -> float:

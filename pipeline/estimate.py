@@ -80,16 +80,13 @@ class Sample:
     def of(cls, run: dict[str, Any], bytes_per_second: float) -> Sample:
         """run: a run.json. UserError where it saw too little to tell anything."""
         seconds = run["video_seconds"]
-        if not seconds or not run.get("first_segment_seconds"):
+        if not seconds or run.get("start_seconds") is None:
             raise UserError(f"run {run['run_id']} looked at no video; estimate from one that did")
         stages = run["stages"]
         busy = {pool: stages[pool]["busy_seconds"] for pool in POOLS}
         workers = {pool: int(stages[pool]["workers"]) for pool in POOLS}
         bound = max(busy[pool] / workers[pool] for pool in POOLS)
-        # The first segment came out when one actor of each pool was through with it.
-        first = sum(busy.values()) / run["segments"]
-        start = max(run["first_segment_seconds"] - first, 0.0)
-        wall = run["wall_seconds"]
+        start, wall = run["start_seconds"], run["wall_seconds"]
         cost = run["cost"]
         return cls(
             run_id=run["run_id"],

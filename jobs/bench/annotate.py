@@ -1,49 +1,230 @@
-"""The annotation stage."""
+"""The annotation stage against the reference's way of asking and against batched `generate`, with the same
+weights in one run. Neither Ray nor PyAV is needed: windows are made up, their cost is not."""
 
 from __future__ import annotations
 
-import math
+import resource
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from jobs.bench.measurement import Measurement, more_is_better, timed
-from pipeline.errors import UserError
+from jobs.bench.measurement import Measurement, less_is_better, more_is_better
+
+_FRAMES = 8
+_ANSWER_TOKENS = 8
+"""What a model that never stops is allowed to write; a label and its stop take two to four."""
+_WINDOWS = {"tiny": 64, "100m": 16, "7b": 64}
+_BATCH = 16
 
 
-def bench_annotate(clips: list[Path], _scratch: Path, _options: Namespace) -> Iterator[Measurement]:
-    """The annotation stage against the reference's way: one window a call, the answer generated."""
+def bench_annotate(_clips: list[Path], _scratch: Path, options: Namespace) -> Iterator[Measurement]:
     import torch
 
-    from pipeline.annotators.base import WindowInput
-    from pipeline.annotators.emo_llama import EmoLlamaAnnotator
-    from pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, WindowsConfig
-    from pipeline.decode import Ending, sampled_frames
-    from pipeline.faces.stage import FaceStage
-    from pipeline.models.catalog import DEFAULT_MODEL
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)  # as an annotation actor on a CPU computes
+    shapes = [options.shape] if options.shape else ["tiny", "100m"]
+    for shape in shapes:
+        yield from _shape(shape, device, options.profile)
 
-    torch.set_num_threads(1)
-    annotator = EmoLlamaAnnotator(DEFAULT_MODEL, AnnotatorConfig())
-    decode = DecodeConfig()
-    stage = FaceStage(FacesConfig(), WindowsConfig(), annotator.needs, decode.sample_fps)
-    windows: list[WindowInput] = []
-    for path in clips:
-        found = stage(sampled_frames(str(path), decode, 0.0, math.inf, Ending()))
-        windows += [WindowInput.of(row, annotator.needs, {}) for row in found.windows]
-    if not windows:
-        raise UserError("the clips show no face to annotate")
-    windows = (windows * math.ceil(64 / len(windows)))[:64]
-    annotator.annotate(windows[:16])
-    spent = dict.fromkeys(("ours", "reference"), 0.0)
-    with timed(spent, "ours"):
-        annotator.annotate(windows)
-    with timed(spent, "reference"):
-        for window in windows:
-            annotator.generate_answer(window, max_tokens=4)
-    yield more_is_better(
-        "label scoring in batches / one window a call",
-        len(windows) / spent["ours"],
-        len(windows) / spent["reference"],
-        "windows/s",
-        1.0,
+
+def _shape(shape: str, device: str, profile: Path | None) -> Iterator[Measurement]:
+    import torch
+
+    from pipeline.annotators.emo_llama import EmoLlamaAnnotator
+    from pipeline.config import AnnotatorConfig
+
+    rates: dict[str, float] = {}
+    single = 0.0
+    precisions = ("bfloat16",) if device == "cuda" else ("float32", "bfloat16")
+    batch = None if device == "cuda" else _BATCH
+    for precision in precisions:
+        config = AnnotatorConfig(precision=precision, micro_batch=batch)
+        annotator = EmoLlamaAnnotator.around(_loaded(shape, device, precision), config, device)
+        windows = _windows(annotator, _WINDOWS[shape])
+        annotator.annotate(windows)  # sizes its batches, warms up
+        rate = _rate(lambda: annotator.annotate(windows), len(windows))  # noqa: B023
+        rates[precision] = rate
+        name = f"{shape}, {precision}: "
+        if precision == precisions[0]:
+            with torch.inference_mode():
+                single = _rate(lambda: _one_by_one(annotator, windows), len(windows))  # noqa: B023
+                batched = _rate(lambda: _generated(annotator, windows), len(windows))  # noqa: B023
+            yield more_is_better(
+                name + "labels scored / one window a call, generated", rate, single, "windows/s", 8
+            )
+            yield more_is_better(
+                name + "labels scored / generated in batches", rate, batched, "windows/s", 2
+            )
+        else:
+            yield more_is_better(
+                name + "labels scored / the same in float32", rate, rates["float32"], "windows/s", 1
+            )
+        work, tokens = _work(annotator, windows[:4])
+        ceiling = _ceiling(device, precision)
+        yield more_is_better(
+            name + "model FLOP/s / matmul of the device",
+            work * rate / 1e9, ceiling / 1e9, "GFLOP/s", 0.45,
+        )  # fmt: skip
+        yield more_is_better(
+            name + "prompt tokens / one window a call",
+            tokens * rate,
+            tokens * single,
+            "tokens/s",
+            1,
+        )
+        if profile is not None:
+            _profile(annotator, windows[:_BATCH], profile, name)
+    yield less_is_better(f"{shape}: peak memory / 24 GB", _peak_gb(device), 24.0, "GB", 1)
+
+
+def _loaded(shape: str, device: str, precision: str) -> Any:
+    """The embedded model, or one of random weights made on the device."""
+    import torch
+
+    from pipeline.models.catalog import DEFAULT_MODEL
+    from pipeline.models.emo_llama import EmoLlama
+    from pipeline.models.folder import QUESTION_LIMIT, LoadedModel, load_model
+    from pipeline.models.prompts import Prompter, train_tokenizer
+
+    if shape == "tiny":
+        return load_model(DEFAULT_MODEL, device, precision)  # type: ignore[arg-type]
+    config = _config(shape)
+    dtype = getattr(torch, precision)
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            network = EmoLlama(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    tokenizer = train_tokenizer(["the words of the prompt are spelled in bytes"], 400)
+    prompter = Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
+    return LoadedModel(shape, "random", config, network, prompter)
+
+
+def _config(shape: str) -> Any:
+    from pipeline.models.config import (
+        EmoLlamaConfig,
+        FaceInfoConfig,
+        LanguageConfig,
+        QFormerConfig,
+        VisionConfig,
     )
+
+    if shape == "7b":
+        return EmoLlamaConfig(name=shape, face_info=FaceInfoConfig(), trained=False)
+    return EmoLlamaConfig(
+        name=shape,
+        trained=False,
+        vision=VisionConfig(image_size=112, patch_size=14, width=512, depth=10, heads=8, mlp_hidden=2048),
+        qformer=QFormerConfig(vocab_size=640, width=384, depth=4, heads=6, mlp_hidden=1536, num_query=8),
+        language=LanguageConfig(vocab_size=640, width=640, depth=10, heads=10, mlp_hidden=1920),
+        face_info=FaceInfoConfig(),
+    )  # fmt: skip
+
+
+def _windows(annotator: Any, count: int) -> list[Any]:
+    import numpy as np
+
+    from pipeline.annotators.base import FaceCrops, WindowInput
+    from pipeline.faces.encoding import encode_crop
+
+    rng = np.random.default_rng(0)
+    config = annotator.model_config
+    side = config.vision.image_size
+    noise = [encode_crop(rng.integers(0, 255, (side, side, 3), np.uint8), "jpeg") for _ in range(8)]
+    made = []
+    for _ in range(count):
+        pictures = [noise[int(k)] for k in rng.integers(0, len(noise), _FRAMES)]
+        points = rng.random((_FRAMES, 5, 2)).astype(np.float32)
+        features = rng.normal(size=(_FRAMES, config.face_info.global_dim)).astype(np.float32)
+        made.append(WindowInput({annotator.view: FaceCrops(pictures, points)}, features))
+    return made
+
+
+def _rate(work: Callable[[], Any], count: int) -> float:
+    import torch
+
+    best = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = max(best, count / (time.perf_counter() - started))
+    return best
+
+
+def _one_by_one(annotator: Any, windows: list[Any]) -> None:
+    """The reference's loop: a window a call, sampled, with the settings of its demo."""
+    for window in windows:
+        _written(annotator, [window], do_sample=True, temperature=0.2)
+
+
+def _generated(annotator: Any, windows: list[Any]) -> None:
+    for at in range(0, len(windows), _BATCH):
+        _written(annotator, windows[at : at + _BATCH], do_sample=False)
+
+
+def _written(annotator: Any, windows: list[Any], **how: Any) -> list[str]:
+    prompt = annotator.prompter.emotion(annotator.labels)
+    embeds = annotator.embeds(annotator.prepared(windows), prompt)
+    ids = annotator.network.language.generate(
+        inputs_embeds=embeds,
+        attention_mask=embeds.new_ones(embeds.shape[:2]).long(),
+        max_new_tokens=_ANSWER_TOKENS,
+        eos_token_id=annotator.prompter.eos,
+        pad_token_id=annotator.prompter.eos,
+        **how,
+    )
+    return [annotator.prompter.tokenizer.decode(row) for row in ids.tolist()]
+
+
+def _work(annotator: Any, windows: list[Any]) -> tuple[float, float]:
+    """FLOP and prompt tokens of one window, counted as it runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipeline.models.scoring import LabelTrie
+
+    prompt = annotator.prompter.emotion(annotator.labels)
+    given = annotator.prepared(windows)
+    with FlopCounterMode(display=False) as counter:
+        annotator.forward(given, prompt, LabelTrie.of(prompt.labels))
+    length = annotator.embeds(given, prompt).shape[1]
+    return counter.get_total_flops() / len(windows), float(length)
+
+
+def _ceiling(device: str, precision: str) -> float:
+    """FLOP/s of a large matrix product: what the device can do, and models hardly ever do."""
+    import torch
+
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in "ab")
+    with torch.inference_mode():
+        return _rate(lambda: [a @ b for _ in range(4)], 4) * 2 * side**3
+
+
+def _peak_gb(device: str) -> float:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _profile(annotator: Any, windows: list[Any], file: Path, name: str) -> None:
+    """Appends the operators that take the most time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = annotator.device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=kinds) as told:
+        annotator.annotate(windows)
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    table = told.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=60)
+    with file.open("a") as out:
+        out.write(f"{name}\n{table}\n")

@@ -71,3 +71,12 @@ def loop_clip(clip: Path, target: Path, seconds: float) -> None:
                 packet.pts, packet.dts = (pts or 0) + k * length, (dts or 0) + k * length
                 packet.duration, packet.is_keyframe = duration, keyframe
                 out.mux(packet)
+
+
+def repeated(clips: list[Path], folder: Path, times: int) -> Path:
+    """A folder of links to the clips, each so many times."""
+    folder.mkdir(exist_ok=True)
+    for k in range(times):
+        for clip in clips:
+            (folder / f"{k:03d}-{clip.name}").symlink_to(clip.resolve())
+    return folder

@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.clips import loop_clip
+from jobs.bench.clips import loop_clip, repeated
 from jobs.bench.measurement import Measurement, less_is_better, more_is_better
 from jobs.bench.s3 import local_s3
+from jobs.bench.store import watched_ray
 from jobs.setup import ChosenModel
 from pipeline.config import Config
 from pipeline.corpus import Video, find_videos
@@ -167,13 +168,13 @@ def _nodes(clips: list[Path], scratch: Path) -> Iterator[Measurement]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return
-    corpus = _repeated(clips, scratch / "corpus", 24)
+    corpus = repeated(clips, scratch / "corpus", 24)
     rates = {}
     for count in (1, 2):
         with _cluster(cores[:count]) as address:
             run = _annotate(corpus, scratch / f"nodes-{count}", {"RAY_ADDRESS": address}, count)
         # Ray starts its actors one after another on a small machine: not what scales.
-        rates[count] = run["video_seconds"] / (run["wall_seconds"] - run["first_segment_seconds"])
+        rates[count] = run["video_seconds"] / (run["wall_seconds"] - run["start_seconds"])
     yield more_is_better("two nodes / one", rates[2], rates[1], "video-s/s", 1.5)
 
 
@@ -195,14 +196,6 @@ def _cluster(cores: list[int]) -> Iterator[str]:
         cluster.shutdown()
 
 
-def _repeated(clips: list[Path], folder: Path, times: int) -> Path:
-    folder.mkdir(exist_ok=True)
-    for k in range(times):
-        for clip in clips:
-            (folder / f"{k:03d}-{clip.name}").symlink_to(clip.resolve())
-    return folder
-
-
 def _annotate(
     corpus: Path, output: Path, env: dict[str, str], pool: int | None = None
 ) -> dict[str, Any]:
@@ -217,52 +210,31 @@ def _annotate(
 
 def _object_store(clip: Path, scratch: Path) -> Measurement:
     """A two-hour video before an annotation stage that can hardly keep up: the store stays bounded."""
-    import ray
-
     limit_mb = 150
     film = scratch / "film" / f"two-hours{clip.suffix}"
     film.parent.mkdir()
     loop_clip(clip, film, 7200.0)
-    output = scratch / "film-lake"
-    ray.init(
-        address="local", num_cpus=4, object_store_memory=limit_mb << 20,
-        include_dashboard=False, log_to_driver=False,
-    )  # fmt: skip
-    most = 0.0
-    try:
-        address = ray.get_runtime_context().gcs_address
+    with watched_ray(4, limit_mb) as seen:
         process = subprocess.Popen(
             [
-                *(*_COMMAND, "annotate", str(film), "--output", str(output), "--quiet"),
-                *("--set", "annotator.micro_batch=1", "--set", "resources.face_actors=2"),
+                *(*_COMMAND, "annotate", str(film), "--output", str(scratch / "film-lake")),
+                *("--quiet", "--set", "annotator.micro_batch=1"),
+                *("--set", "resources.face_actors=2"),
                 *("--set", "windows.window_seconds=0.25", "--set", "decode.segment_seconds=20"),
             ],
-            env=os.environ | {"RAY_ADDRESS": address},
+            env=seen.env,
         )
-        ends = time.monotonic() + _SLOW_SECONDS
-        while process.poll() is None and time.monotonic() < ends:
-            most = max(most, _stored_mb(address))
-            time.sleep(0.5)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SLOW_SECONDS)
         process.terminate()
         process.wait()
-    finally:
-        ray.shutdown()
-    return less_is_better("object store, peak / its size", most, limit_mb, "MB", 1.0)
-
-
-def _stored_mb(address: str) -> float:
-    """What the object stores of all nodes hold, spilled objects included."""
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-    state = get_state_from_address(address)
-    told = get_memory_info_reply(state).store_stats
-    return float(told.object_store_bytes_used + told.spilled_bytes_total) / (1 << 20)
+    return less_is_better("object store, peak / its size", seen.stored_mb, limit_mb, "MB", 1.0)
 
 
 def _foretold(clips: list[Path], scratch: Path) -> Measurement:
     """The wall time that a run over a sample foretells for eight times as much, and what it took."""
-    sample = _repeated(clips, scratch / "sample", 4)
-    archive = _repeated(clips, scratch / "whole", 32)
+    sample = repeated(clips, scratch / "sample", 4)
+    archive = repeated(clips, scratch / "whole", 32)
     _annotate(sample, scratch / "sample-lake", {})
     asked = [
         *(*_COMMAND, "plan", str(archive), "--output", str(scratch / "whole-lake"), "--json"),

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import LlamaForCausalLM
+
+from pipeline.models.scoring import Prefill
 
 _NEGATION = re.compile(
     r"\b(no|not|never|neither|nor|without|lacks?|absence|\w+n[\u2019']t)\b", re.I
@@ -67,26 +66,10 @@ def read_action_units(answer: str) -> list[str]:
     return [f"AU{number}" for number in sorted(numbers)]
 
 
-@torch.inference_mode()
-def write_answers(
-    language: LlamaForCausalLM, embeds: Tensor, tokenizer: Tokenizer, eos: int, limit: int
-) -> list[str]:
-    """The most likely answer to each prompt of (B, S, D), greedily, at most `limit` tokens.
-
-    A row that has ended leaves the batch's result alone and the loop ends with the last; one that is
-    cut by the limit ends at its last whole sentence.
-    """
-    out = language(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-    ids = out.logits[:, -1].argmax(-1)
-    written = [ids]
-    ended = ids == eos
-    while len(written) < limit and not bool(ended.all()):
-        out = language(input_ids=ids[:, None], past_key_values=out.past_key_values, use_cache=True)
-        ids = out.logits[:, -1].argmax(-1)
-        ended |= ids == eos
-        written.append(ids)
-    rows = torch.stack(written, dim=1).tolist()
-    return [_text(row, tokenizer, eos) for row in rows]
+def write_answers(prefill: Prefill, tokenizer: Tokenizer, eos: int, limit: int) -> list[str]:
+    """The most likely answer to each prompt, greedily; one that is cut by the limit of `limit` tokens
+    ends at its last whole sentence."""
+    return [_text(ids, tokenizer, eos) for ids in prefill.written(limit, eos)]
 
 
 def _text(ids: list[int], tokenizer: Tokenizer, eos: int) -> str:

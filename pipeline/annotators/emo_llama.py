@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.annotators.answers import by_answer
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
-from pipeline.annotators.pixels import Normaliser, stacked
+from pipeline.annotators.language_side import LanguageSide
+from pipeline.annotators.pixels import Normaliser, for_device, on_device
 from pipeline.config import AnnotatorConfig
 from pipeline.faces.encoding import decode_crop
 from pipeline.labels import label_set
-from pipeline.models.folder import load_model
+from pipeline.models.config import EmoLlamaConfig
+from pipeline.models.emo_llama import EmoLlama
+from pipeline.models.folder import LoadedModel, load_model
+from pipeline.models.language import IMAGE_TOKEN
 from pipeline.models.prompts import PromptTokens
-from pipeline.models.scoring import LabelTrie, greedy, label_log_probabilities
+from pipeline.models.scoring import LabelTrie
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """B windows of T frames, ready for the device. pixels: (B * T, S, S, 3) uint8; features: (B, T, D);
+    landmarks: (B, T, 5, 2)."""
+
+    pixels: Tensor
+    features: Tensor
+    landmarks: Tensor
 
 
 class EmoLlamaAnnotator:
-    """Windows of equal length and prompt share a forward pass, so none is ever padded and the
-    scores of a window do not depend on its company."""
+    """Windows of equal length and prompt share a forward pass, so none is ever padded and the scores of a
+    window do not depend on its company. The frames of all of them go through the tower at once."""
 
     def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
-        loaded = load_model(model, device)
+        self._take(load_model(model, device, config.precision), config, device)
+
+    @classmethod
+    def around(
+        cls,
+        loaded: LoadedModel[EmoLlamaConfig, EmoLlama],
+        config: AnnotatorConfig,
+        device: str = "cpu",
+    ) -> Self:
+        """An annotator of a model that is in memory already, on `device`."""
+        made = cls.__new__(cls)
+        made._take(loaded, config, device)
+        return made
+
+    def _take(
+        self, loaded: LoadedModel[EmoLlamaConfig, EmoLlama], config: AnnotatorConfig, device: str
+    ) -> None:
         self.name = loaded.name
         self.revision = loaded.revision
         self.network = loaded.network
         self.model_config = loaded.config
         self.needs = loaded.config.needs
         (self.view,) = self.needs.crops
+        self.options = config
         self.prompter = loaded.prompter
+        self.language = LanguageSide(loaded.network.language, loaded.prompter, config)
         self.labels = label_set(config.label_set or loaded.config.label_set)
         self.use_attributes = config.use_attributes and loaded.config.attributes
-        self.batches = MicroBatches(config.micro_batch)
         self.device = torch.device(device)
+        self.batches = MicroBatches(config.micro_batch, self.device, whole=config.compile)
+        self.dtype = loaded.network.query_tokens.dtype
         processor = loaded.config.processor
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
+        self.encode = loaded.network.encode_frames
+        if config.compile:
+            self.encode = torch.compile(self.encode, dynamic=False)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         out: list[Annotation | None] = [None] * len(windows)
@@ -49,51 +88,55 @@ class EmoLlamaAnnotator:
             groups.setdefault((frames, told), []).append(i)
         for (_, told), members in groups.items():
             prompt = self.prompter.emotion(self.labels, dict(told))
-            forward = partial(self._forward, prompt=prompt, trie=LabelTrie.of(prompt.labels))
-            made = self.batches.run([windows[i] for i in members], forward)
-            for i, scores in zip(members, made, strict=True):
-                out[i] = Annotation(dict(zip(self.labels, scores, strict=True)))
+            forward = partial(self.forward, prompt=prompt, trie=LabelTrie.of(prompt.labels))
+            made = self.batches.run([windows[i] for i in members], self.prepared, forward)
+            for i, annotation in zip(members, made, strict=True):
+                out[i] = annotation
         return [annotation for annotation in out if annotation is not None]
 
-    @torch.inference_mode()
-    def _forward(
-        self, batch: Sequence[WindowInput], prompt: PromptTokens, trie: LabelTrie
-    ) -> list[list[float]]:
-        """Probability of each label for windows of equal length."""
-        embeds = self._embeds(batch, prompt)
-        scores = label_log_probabilities(
-            self.network.language, embeds, trie, self.model_config.temperature
+    def prepared(self, batch: Sequence[WindowInput]) -> Pictures:
+        views = [window.crops[self.view] for window in batch]
+        pictures = [decode_crop(crop) for view in views for crop in view.pictures]
+        return Pictures(
+            pixels=for_device(np.stack(pictures), self.device),
+            features=for_device(np.stack([w.features for w in batch]), self.device),
+            landmarks=for_device(np.stack([view.landmarks for view in views]), self.device),
         )
-        told: list[list[float]] = scores.exp().tolist()
-        return told
 
     @torch.inference_mode()
-    def generate_answer(self, window: WindowInput, max_tokens: int) -> str:
-        """The answer as free text, greedily: the published way of asking, one window a call."""
-        prompt = self.prompter.emotion(
-            self.labels, window.attributes if self.use_attributes else {}
-        )
-        ids = greedy(self.network.language, self._embeds([window], prompt), max_tokens)[0].tolist()
-        stop = ids.index(self.prompter.eos) if self.prompter.eos in ids else len(ids)
-        return str(self.prompter.tokenizer.decode(ids[:stop])).strip()
+    def forward(self, given: Pictures, prompt: PromptTokens, trie: LabelTrie) -> list[Annotation]:
+        """Windows of equal length."""
+        beginning = prompt.ids[: prompt.ids.index(IMAGE_TOKEN)]
+        prefill = self.language.read(beginning, self.embeds(given, prompt))
+        scores = self.language.scores(prefill, trie, self.model_config.temperature)
+        words: list[str | None] = [None] * len(scores)
+        if self.options.describe or self.options.read_answer:
+            words = list(self.language.written(prefill))
+        made = []
+        for row, answer in zip(scores, words, strict=True):
+            told, absent = dict(zip(self.labels, row, strict=True)), list[str]()
+            if self.options.read_answer:
+                told, absent = by_answer(told, answer)
+            described = answer if self.options.describe else None
+            made.append(Annotation(told, description=described, absent=absent or None))
+        return made
 
-    def _embeds(self, batch: Sequence[WindowInput], prompt: PromptTokens) -> Tensor:
+    def embeds(self, given: Pictures, prompt: PromptTokens) -> Tensor:
         """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
-        frames = len(batch[0].crops[self.view].pictures)
-        dtype = self.network.query_tokens.dtype
+        batch, frames = given.features.shape[:2]
         question = torch.tensor(prompt.question, device=self.device)
-        encoded = self.network.encode_frames(self._pixels(batch).to(dtype), question)
-        tokens = encoded.frame_tokens.unflatten(0, (len(batch), frames))
-        features = torch.from_numpy(np.stack([w.features for w in batch])).to(self.device, dtype)
-        points = np.stack([window.crops[self.view].landmarks for window in batch])
-        landmarks = torch.from_numpy(points).to(self.device, dtype)
+        encoded = self.encode(self._pixels(given.pixels).to(self.dtype), question)
+        tokens = encoded.frame_tokens.unflatten(0, (batch, frames))
+        features, landmarks = (
+            part.to(self.device, self.dtype, non_blocking=True)
+            for part in (given.features, given.landmarks)
+        )
         visual = self.network.visual_tokens(tokens, features, landmarks)
         return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
 
-    def _pixels(self, batch: Sequence[WindowInput]) -> Tensor:
-        """(B * T, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
-        crops = [crop for window in batch for crop in window.crops[self.view].pictures]
-        pixels = stacked([decode_crop(crop) for crop in crops], self.device)
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        """(N, 3, S, S) float32, normalised; gray in three equal channels where so configured."""
+        pixels = on_device(pictures, self.device)
         if self.model_config.processor.grayscale:
             # Rec. 601 luma rounded to whole levels, as training's OpenCV conversion gives it.
             weights = pixels.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)

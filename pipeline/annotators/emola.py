@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotators.answers import by_answer, read_action_units, write_answers
+from pipeline.annotators.answers import by_answer, read_action_units
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
+from pipeline.annotators.language_side import LanguageSide
 from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.config import AnnotatorConfig
 from pipeline.errors import UserError
@@ -26,7 +27,7 @@ from pipeline.models.emola import Emola
 from pipeline.models.folder import load_network, read_prompter
 from pipeline.models.language import IMAGE_TOKEN
 from pipeline.models.prompts import SYSTEM
-from pipeline.models.scoring import LabelTrie, label_log_probabilities
+from pipeline.models.scoring import LabelTrie, Prefill
 
 EMOTION_QUESTION = "What is the emotion of this face?"
 ACTION_UNIT_QUESTION = "In this face, what are the discernible action units?"
@@ -43,20 +44,20 @@ class EmolaAnnotator:
         self.name, self.revision = self.config.name, model_revision(folder)
         self.needs = self.config.needs
         self.device = torch.device(device)
-        self.network = load_network(folder, lambda: Emola(self.config), device)
+        self.network = load_network(folder, lambda: Emola(self.config), device, config.precision)
         self.prompter = read_prompter(folder)
         self.landmarks = LandmarkNetwork(config.landmark_network, self.config.landmark_dim)
         self.labels = label_set(config.label_set or self.config.label_set)
-        self.batches = MicroBatches(config.micro_batch)
-        emotion = self._prompt(EMOTION_QUESTION)
-        self.emotion_ids = torch.tensor(emotion, device=self.device)
-        self.unit_ids = torch.tensor(self._prompt(ACTION_UNIT_QUESTION), device=self.device)
+        self.batches = MicroBatches(config.micro_batch, self.device)
+        self.language = LanguageSide(self.network.language, self.prompter, config)
+        self.emotion_ids = self._prompt(EMOTION_QUESTION)
+        self.unit_ids = self._prompt(ACTION_UNIT_QUESTION)
         self.trie = LabelTrie.of(tuple(self.prompter.answer(label) for label in self.labels))
         processor = self.config.processor
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
-        return list(self.batches.run(windows, self._forward))
+        return list(self.batches.run(windows, list, self._forward))
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
@@ -65,35 +66,30 @@ class EmolaAnnotator:
         pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
         features = torch.from_numpy(self.landmarks(pictures)).to(self.device, dtype)
         visual = self.network.visual_tokens(pixels, features)
-        asked = self.network.splice(self.emotion_ids, visual)
-        scores = label_log_probabilities(
-            self.network.language, asked, self.trie, self.config.temperature
-        )
-        described: list[str | None] = [None] * len(batch)
+        prefill = self._read(self.emotion_ids, visual)
+        scores = self.language.scores(prefill, self.trie, self.config.temperature)
+        answers: list[str | None] = [None] * len(batch)
         units: list[list[str] | None] = [None] * len(batch)
         if self.options.describe or self.options.read_answer:
-            described = list(self._written(asked))
+            answers = list(self.language.written(prefill))
         if self.options.action_units:
-            answers = self._written(self.network.splice(self.unit_ids, visual))
-            units = [read_action_units(answer) for answer in answers]
+            named = self.language.written(self._read(self.unit_ids, visual))
+            units = [read_action_units(answer) for answer in named]
         made = []
-        for row, words, found in zip(scores.exp().tolist(), described, units, strict=True):
+        for row, words, found in zip(scores, answers, units, strict=True):
             told, absent = dict(zip(self.labels, row, strict=True)), list[str]()
             if self.options.read_answer:
                 told, absent = by_answer(told, words)
+            described = words if self.options.describe else None
             made.append(
-                Annotation(told, description=words, action_units=found, absent=absent or None)
+                Annotation(told, description=described, action_units=found, absent=absent or None)
             )
         return made
 
-    def _written(self, embeds: Tensor) -> list[str]:
-        return write_answers(
-            self.network.language,
-            embeds,
-            self.prompter.tokenizer,
-            self.prompter.eos,
-            self.options.max_answer_tokens,
-        )
+    def _read(self, prompt: tuple[int, ...], visual: Tensor) -> Prefill:
+        ids = torch.tensor(prompt, device=self.device)
+        beginning = prompt[: prompt.index(IMAGE_TOKEN)]
+        return self.language.read(beginning, self.network.splice(ids, visual))
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """LLaVA's v1 template with EmoLA's order: the question, then the picture."""

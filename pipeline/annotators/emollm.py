@@ -115,7 +115,7 @@ class EmoLlmAnnotator:
         self.text = TextModel(str(folder), device, config.max_answer_tokens)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
-        return list(self.batches.run(windows, self._read))
+        return list(self.batches.run(windows, list, self._read))
 
     def _read(self, batch: Sequence[WindowInput]) -> list[Annotation]:
         texts = [window.transcript or "" for window in batch]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.annotators.answers import by_answer, write_answers
+from pipeline.annotators.answers import by_answer
 from pipeline.annotators.base import Annotation, WindowInput
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.clip_features import ClipEncoders
+from pipeline.annotators.language_side import LanguageSide
 from pipeline.annotators.pixels import Normaliser, stacked
 from pipeline.config import AnnotatorConfig
 from pipeline.faces.encoding import decode_crop
@@ -19,7 +20,7 @@ from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import EmotionLlamaConfig
 from pipeline.models.emotion_llama import EmotionLlama
 from pipeline.models.folder import load_network, read_prompter
-from pipeline.models.scoring import LabelTrie, label_log_probabilities
+from pipeline.models.scoring import LabelTrie, Prefill
 
 _BEFORE = "[INST] <video>"
 _BETWEEN = "</video> <feature>"
@@ -39,7 +40,9 @@ class EmotionLlamaAnnotator:
         self.name, self.revision = self.config.name, model_revision(folder)
         self.needs = self.config.needs
         self.device = torch.device(device)
-        self.network = load_network(folder, lambda: EmotionLlama(self.config), device)
+        self.network = load_network(
+            folder, lambda: EmotionLlama(self.config), device, config.precision
+        )
         self.prompter = read_prompter(folder)
         self.encoders = ClipEncoders(
             config.face_mae,
@@ -49,7 +52,8 @@ class EmotionLlamaAnnotator:
             self.device,
         )
         self.labels = label_set(config.label_set or self.config.label_set)
-        self.batches = MicroBatches(config.micro_batch)
+        self.batches = MicroBatches(config.micro_batch, self.device)
+        self.language = LanguageSide(self.network.language, self.prompter, config)
         words = [spelled(label) for label in self.labels]
         self.trie = LabelTrie.of(tuple(self.prompter.answer(w, end="[/INST]") for w in words))
         self._emotion = (
@@ -60,7 +64,7 @@ class EmotionLlamaAnnotator:
             "[reason] What are the facial expressions and what is said in the video? "
             "What emotion does this reflect?"
         )
-        self._before = self._ids((self.prompter.bos, *self.prompter.encode(_BEFORE)))
+        self._before = (self.prompter.bos, *self.prompter.encode(_BEFORE))
         self._between = self._ids(self.prompter.encode(_BETWEEN))
         processor = self.config.processor
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
@@ -71,7 +75,7 @@ class EmotionLlamaAnnotator:
         for i, window in enumerate(windows):
             groups.setdefault(len(self._after(window, self._emotion)), []).append(i)
         for members in groups.values():
-            made = self.batches.run([windows[i] for i in members], self._forward)
+            made = self.batches.run([windows[i] for i in members], list, self._forward)
             for i, annotation in zip(members, made, strict=True):
                 out[i] = annotation
         return [annotation for annotation in out if annotation is not None]
@@ -84,18 +88,16 @@ class EmotionLlamaAnnotator:
         pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
         features = torch.stack([self._features(window) for window in batch]).to(dtype)
         tokens = self.network.multimodal_tokens(pixels, features)
-        asked = self._asked(batch, self._emotion, tokens)
-        scores = label_log_probabilities(
-            self.network.language, asked, self.trie, self.config.temperature
-        )
+        prefill = self._read(batch, self._emotion, tokens)
+        scores = self.language.scores(prefill, self.trie, self.config.temperature)
         described: list[str | None] = [None] * len(batch)
+        answers: list[str | None] = [None] * len(batch)
         if self.options.describe:
-            described = list(self._written(self._asked(batch, self._reason, tokens)))
-        answers = self._written(asked) if self.options.read_answer else [None] * len(batch)
+            described = list(self.language.written(self._read(batch, self._reason, tokens)))
+        if self.options.read_answer:
+            answers = list(self.language.written(prefill))
         made = []
-        for row, words, answer, window in zip(
-            scores.exp().tolist(), described, answers, batch, strict=True
-        ):
+        for row, words, answer, window in zip(scores, described, answers, batch, strict=True):
             told, absent = dict(zip(self.labels, row, strict=True)), _absent(window)
             if self.options.read_answer:
                 told, unread = by_answer(told, answer)
@@ -114,18 +116,10 @@ class EmotionLlamaAnnotator:
         faces = window.crops[self.config.faces].pictures
         return self.encoders(faces, window.frames[self.config.clip], window.sound)
 
-    def _asked(self, batch: Sequence[WindowInput], task: str, tokens: Tensor) -> Tensor:
+    def _read(self, batch: Sequence[WindowInput], task: str, tokens: Tensor) -> Prefill:
         after = torch.stack([self._ids(self._after(window, task)) for window in batch])
-        return self.network.splice(self._before, self._between, after, tokens)
-
-    def _written(self, embeds: Tensor) -> list[str]:
-        return write_answers(
-            self.network.language,
-            embeds,
-            self.prompter.tokenizer,
-            self.prompter.eos,
-            self.options.max_answer_tokens,
-        )
+        embeds = self.network.splice(self._ids(self._before), self._between, after, tokens)
+        return self.language.read(self._before, embeds)
 
     def _after(self, window: WindowInput, task: str) -> tuple[int, ...]:
         said = self.prompter.encode(window.transcript or "")[:_LONGEST_TRANSCRIPT]

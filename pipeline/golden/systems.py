@@ -15,7 +15,7 @@ from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.emola import Emola
 from pipeline.models.emotion_llama import EmotionLlama
 from pipeline.models.families import from_published
-from pipeline.models.scoring import greedy
+from pipeline.models.scoring import Prefill
 
 _ORDER = (
     *("vision_features", "qformer_output", "frame_tokens", "landmark_token", "multimodal_tokens"),
@@ -69,7 +69,7 @@ def _answered(language: LlamaForCausalLM, embeds: Tensor, steps: int) -> Stages:
     return {
         "inputs_embeds": embeds[0],
         "logits": language(inputs_embeds=embeds).logits[0],
-        "greedy_ids": greedy(language, embeds, steps)[0],
+        "greedy_ids": torch.tensor(Prefill(language, embeds).written(steps)[0]),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +29,8 @@ from pipeline.models.prompts import Prompter, read_tokenizer
 
 QUESTION_LIMIT = 256  # tokens of the instruction that LLaMA-VID's Q-Former reads
 
+Precision = Literal["float32", "bfloat16"]
+_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Network = TypeVar("Network", bound=nn.Module)
 Config = TypeVar("Config", bound=ModelConfig)
@@ -46,27 +48,34 @@ class LoadedModel(Generic[Config, Network]):
 
 
 def load_model(
-    name_or_path: str, device: str = "cpu", attention: str = "sdpa"
+    name_or_path: str,
+    device: str = "cpu",
+    precision: Precision | None = None,
+    attention: str = "sdpa",
 ) -> LoadedModel[EmoLlamaConfig, EmoLlama]:
     """An EMO-LLaMA's or LLaMA-VID's folder, ready to infer; see `load_network`."""
     folder = model_folder(name_or_path)
     config = EmoLlamaConfig.read(folder)
-    network = load_network(folder, lambda: EmoLlama(config, attention), device)
+    network = load_network(folder, lambda: EmoLlama(config, attention), device, precision)
+    network.vision.fuse()
     if config.vision.kind == "conv_vit" and device == "cpu":
         network.vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return LoadedModel(config.name, model_revision(folder), config, network, read_prompter(folder))
 
 
-def load_network(folder: Path, make: Callable[[], Network], device: str) -> Network:
-    """Loads a folder's weights strictly, in float32 on a CPU and bfloat16 on a GPU, ready to infer.
+def load_network(
+    folder: Path, make: Callable[[], Network], device: str, precision: Precision | None = None
+) -> Network:
+    """Loads a folder's weights strictly, in float32 on a CPU and bfloat16 on a GPU unless another
+    precision is asked for, ready to infer.
 
     Parameters get their storage from the files alone, so a large model takes its own size once.
     """
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = _DTYPES[precision or ("float32" if device == "cpu" else "bfloat16")]
     with empty_parameters():
         network = make()
     fill_from_files(network, weight_files(folder), torch.device(device), dtype)
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def read_prompter(folder: Path) -> Prompter:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
 
 @dataclass(frozen=True)
@@ -47,50 +47,97 @@ class LabelTrie:
         return cls(tuple(rows), tuple(steps))
 
 
-def label_log_probabilities(
-    language: LlamaForCausalLM, embeds: Tensor, trie: LabelTrie, temperature: float = 1.0
-) -> Tensor:
-    """embeds (B, S, D) up to the prompt's end -> (B, L) float32 log-probabilities that sum to 1."""
-    scores = sequence_log_probabilities(language, embeds, trie)
-    return (scores / temperature).log_softmax(-1)
+class SharedPrefix:
+    """What the language model makes of the tokens that every prompt begins with: keys and values of
+    each layer, computed once and read by every batch."""
+
+    def __init__(self, language: LlamaForCausalLM, embeds: Tensor) -> None:
+        """embeds: (1, n, D)."""
+        self.length = embeds.shape[1]
+        cache = DynamicCache()
+        language.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        self._layers: list[tuple[Tensor, Tensor]] = [
+            (layer.keys, layer.values)  # type: ignore[union-attr,misc]
+            for layer in cache.layers
+        ]
+
+    def cache(self, batch: int) -> DynamicCache:
+        """A cache that holds the prefix for `batch` rows, to be read on from."""
+        grown = DynamicCache()
+        for index, (keys, values) in enumerate(self._layers):
+            shape = (batch, -1, -1, -1)
+            grown.update(keys.expand(shape), values.expand(shape), index)
+        return grown
 
 
-def sequence_log_probabilities(
-    language: LlamaForCausalLM, embeds: Tensor, trie: LabelTrie
-) -> Tensor:
-    """(B, L) float32: log of the product of each label's token probabilities after the prompt."""
-    prompt = embeds.shape[1]
-    out = language(inputs_embeds=embeds, use_cache=bool(trie.inner), logits_to_keep=1)
-    after = [out.logits[:, -1:].float().log_softmax(-1)]
-    if trie.inner:
-        tokens, mask, depth = _tree(trie, len(embeds), prompt, embeds)
-        inner = language(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(prompt + depth).expand(len(embeds), -1),
-            past_key_values=out.past_key_values,
-            use_cache=True,
-        )
-        after.append(inner.logits.float().log_softmax(-1))
-    table = torch.cat(after, dim=1)  # row 0: the prompt's end; row 1 + i: inner node i
-    columns = []
-    for path in trie.steps:
-        nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
-        ids = torch.tensor([token for _, token in path], device=table.device)
-        columns.append(table[:, nodes, ids].sum(1))
-    return torch.stack(columns, dim=1)
+class Prefill:
+    """A batch of prompts of one length that the language model has read, once: label scores and written
+    answers both go on from here."""
 
-
-def greedy(language: LlamaForCausalLM, embeds: Tensor, steps: int) -> Tensor:
-    """`steps` most likely tokens after embeds (B, S, D): (B, steps) int64; no stop token."""
-    out = language(inputs_embeds=embeds, use_cache=True)
-    ids = [out.logits[:, -1].argmax(-1)]
-    while len(ids) < steps:
+    def __init__(
+        self, language: LlamaForCausalLM, embeds: Tensor, prefix: SharedPrefix | None = None
+    ) -> None:
+        """embeds: (B, S, D) up to the prompt's end; its first `prefix.length` are the prefix's."""
+        self._language = language
+        self._like = embeds
+        self._length = embeds.shape[1]
+        known = prefix.length if prefix is not None else 0
+        self._cache = prefix.cache(len(embeds)) if prefix is not None else DynamicCache()
         out = language(
-            input_ids=ids[-1][:, None], past_key_values=out.past_key_values, use_cache=True
+            inputs_embeds=embeds[:, known:],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
-        ids.append(out.logits[:, -1].argmax(-1))
-    return torch.stack(ids, dim=1)
+        self._next: Tensor = out.logits[:, -1].float()
+
+    def label_log_probabilities(self, trie: LabelTrie, temperature: float = 1.0) -> Tensor:
+        """(B, L) float32 log-probabilities over the labels; they sum to 1."""
+        return (self.sequence_log_probabilities(trie) / temperature).log_softmax(-1)
+
+    def sequence_log_probabilities(self, trie: LabelTrie) -> Tensor:
+        """(B, L) float32: log of the product of each label's token probabilities after the prompt."""
+        after = [self._next[:, None].log_softmax(-1)]
+        if trie.inner:
+            tokens, mask, depth = _tree(trie, len(self._like), self._length, self._like)
+            inner = self._language(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=(self._length + depth).expand(len(tokens), -1),
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+            after.append(inner.logits.float().log_softmax(-1))
+            self._cache.crop(-len(trie.inner))
+        table = torch.cat(after, dim=1)  # row 0: the prompt's end; row 1 + i: inner node i
+        columns = []
+        for path in trie.steps:
+            nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
+            ids = torch.tensor([token for _, token in path], device=table.device)
+            columns.append(table[:, nodes, ids].sum(1))
+        return torch.stack(columns, dim=1)
+
+    def written(self, limit: int, stop: int | None = None) -> list[list[int]]:
+        """The most likely answer of each row, greedily: at most `limit` token ids, `stop` the last where
+        it came. A row that has ended leaves the batch. Uses the prefill up."""
+        ids = self._next.argmax(-1)
+        answers = [[token] for token in ids.tolist()]
+        rows = torch.arange(len(answers), device=ids.device)
+        for _ in range(limit - 1):
+            going = ids != stop if stop is not None else torch.ones_like(ids, dtype=torch.bool)
+            if not bool(going.all()):
+                kept = torch.nonzero(going)[:, 0]
+                if not len(kept):
+                    break
+                self._cache.batch_select_indices(kept)
+                ids, rows = ids[kept], rows[kept]
+            out = self._language(
+                input_ids=ids[:, None], past_key_values=self._cache, use_cache=True
+            )
+            ids = out.logits[:, -1].argmax(-1)
+            for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
+                answers[row].append(token)
+        return answers
 
 
 def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.prompts import Prompter
-from pipeline.models.scoring import LabelTrie, sequence_log_probabilities
+from pipeline.models.scoring import LabelTrie, Prefill
 from pipeline.training.augment import Clips
 
 
@@ -30,7 +30,7 @@ class InstructionTuner(nn.Module):
     def log_scores(self, clips: Clips, features: Tensor) -> Tensor:
         """(B, L) log-probabilities, normalised over the label set."""
         embeds = self._embeds(clips, features)
-        return sequence_log_probabilities(self.network.language, embeds, self.trie).log_softmax(-1)
+        return Prefill(self.network.language, embeds).label_log_probabilities(self.trie)
 
     def loss(
         self, clips: Clips, features: Tensor, target: Tensor, weights: Tensor, smoothing: float

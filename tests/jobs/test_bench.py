@@ -1,6 +1,8 @@
 """The benchmarks' own parts: what is measured against must be right. No time is asserted."""
 
 import json
+import subprocess
+import sys
 
 import cv2
 import pytest
@@ -8,10 +10,12 @@ import pytest
 from jobs.bench.clips import loop_clip, resized_clip
 from jobs.bench.faces import _quality
 from jobs.bench.measurement import less_is_better, more_is_better
+from jobs.bench.pipeline import advice
 from jobs.bench.sheet import contact_sheet
 from jobs.bench.truth import read_truth
 from pipeline.decode import probe
 from pipeline.errors import UserError
+from tests.conftest import ROOT
 
 
 def test_a_ratio_says_how_many_times_better_ours_is() -> None:
@@ -63,3 +67,35 @@ def test_clips_are_looped_and_resized_in_time(demo_videos, tmp_path) -> None:
     small = probe(str(tmp_path / "small.mp4"))
     assert (small.width, small.height) == (320, 180)
     assert small.duration_s == pytest.approx(length, abs=0.1)
+
+
+def run_record(faces: float, annotate: float, actors: int = 1) -> dict:
+    return {
+        "wall_seconds": 110.0,
+        "start_seconds": 10.0,
+        "stages": {
+            "faces": {"busy_seconds": faces, "workers": actors},
+            "annotate": {"busy_seconds": annotate, "workers": 1},
+        },
+    }
+
+
+def test_advice_names_the_stage_that_bounds_and_the_knob() -> None:
+    assert "resources.face_actors=4" in advice(run_record(95.0, 26.0))
+    assert "resources.annotation_actors=2" in advice(run_record(60.0, 99.0))
+    told = advice(run_record(20.0, 10.0))
+    assert "busy 20 %" in told
+    assert "waits for its input" in told
+
+
+def test_the_annotation_bench_needs_neither_ray_nor_pyav() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = sys.modules['av'] = None\n"
+        "from argparse import Namespace\n"
+        "from jobs.bench import annotate\n"
+        "annotate._WINDOWS['tiny'] = 2\n"
+        "rows = [m.row() for m in annotate.bench_annotate([], None, Namespace(shape='tiny', profile=None))]\n"
+        "assert len(rows) == 8 and all(row['ours'] > 0 for row in rows), rows\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

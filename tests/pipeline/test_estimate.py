@@ -11,8 +11,7 @@ RUN = {
     "run_id": "sample",
     "video_seconds": 1000.0,
     "wall_seconds": 130.0,
-    "first_segment_seconds": 34.0,
-    "segments": 50,
+    "start_seconds": 30.0,
     "stages": {
         "faces": {"busy_seconds": 150.0, "workers": 2},
         "annotate": {"busy_seconds": 50.0, "workers": 1},

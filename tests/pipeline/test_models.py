@@ -19,7 +19,7 @@ from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.language import IMAGE_TOKEN
 from pipeline.models.prompts import Prompter, attribute_sentence, train_tokenizer
 from pipeline.models.published import resized_positions
-from pipeline.models.scoring import LabelTrie, sequence_log_probabilities
+from pipeline.models.scoring import LabelTrie, Prefill, SharedPrefix
 
 
 def small_config(**changes: object) -> EmoLlamaConfig:
@@ -105,7 +105,13 @@ def test_label_scores_equal_one_forward_per_label(model: EmoLlama) -> None:
     assert trie.inner, "labels of several tokens are what is tested here"
     with torch.inference_mode():
         embeds = model.splice(torch.tensor(prompt.ids), torch.randn(3, 10, 32))
-        ours = sequence_log_probabilities(model.language, embeds, trie)
+        prefill = Prefill(model.language, embeds)
+        ours = prefill.sequence_log_probabilities(trie)
+        torch.testing.assert_close(prefill.sequence_log_probabilities(trie), ours)
+        prefix = SharedPrefix(model.language, embeds[:1, : prompt.ids.index(IMAGE_TOKEN)])
+        for _ in range(2):
+            shared = Prefill(model.language, embeds, prefix).sequence_log_probabilities(trie)
+            torch.testing.assert_close(shared, ours, atol=1e-4, rtol=1e-5)
         for column, label in enumerate(prompt.labels):
             ids = torch.tensor(label).expand(3, -1)
             read = model.language.get_input_embeddings()(ids)
@@ -113,6 +119,29 @@ def test_label_scores_equal_one_forward_per_label(model: EmoLlama) -> None:
             steps = logits.log_softmax(-1)[:, embeds.shape[1] - 1 : -1]
             naive = steps.gather(2, ids[..., None])[..., 0].sum(1)
             torch.testing.assert_close(ours[:, column], naive, atol=1e-4, rtol=1e-5)
+
+
+def test_answers_written_together_are_those_written_alone(model: EmoLlama) -> None:
+    torch.manual_seed(3)
+    embeds = torch.randn(6, 12, 32) * 3
+    with torch.inference_mode():
+        prefix = SharedPrefix(model.language, embeds[:1, :5])
+        embeds[:, :5] = embeds[:1, :5]
+        alone = []
+        for row in embeds:
+            ids, read = [], row[None]
+            for _ in range(8):
+                ids.append(int(model.language(inputs_embeds=read).logits[0, -1].argmax()))
+                token = model.language.get_input_embeddings()(torch.tensor([[ids[-1]]]))
+                read = torch.cat([read, token], 1)
+            alone.append(ids)
+        stop = alone[2][3]  # one row ends in the middle, others go on
+        ended = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in alone]
+        assert len({len(ids) for ids in ended}) > 1
+        prefill = Prefill(model.language, embeds, prefix)
+        prefill.label_log_probabilities(LabelTrie.of(((1, 2), (1, 3), (4,))))
+        assert prefill.written(8, stop) == ended
+        assert Prefill(model.language, embeds).written(8) == alone
 
 
 def test_face_tokens_follow_the_frame_tokens(model: EmoLlama) -> None:
