@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pipeline.annotators.answers import write_answers
 from pipeline.config import AnnotatorConfig
+from pipeline.errors import UserError
 from pipeline.models.prompts import Prompter
 from pipeline.models.scoring import LabelTrie, Prefill, SharedPrefix
 
@@ -17,6 +21,8 @@ class LanguageSide:
     def __init__(
         self, language: LlamaForCausalLM, prompter: Prompter, config: AnnotatorConfig
     ) -> None:
+        if config.quantize is not None:
+            _quantize(language)
         self._language = language
         self._prompter = prompter
         self._limit = config.max_answer_tokens
@@ -51,3 +57,17 @@ class LanguageSide:
 
     def written(self, prefill: Prefill) -> list[str]:
         return write_answers(prefill, self._prompter.tokenizer, self._prompter.eos, self._limit)
+
+
+def _quantize(language: LlamaForCausalLM) -> None:
+    """The weights of every linear layer as int8 with a scale a row, in place."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # kernels for devices that are not here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise UserError(
+            "annotator.quantize needs torchao: pip install 'emolake[quantize]'"
+        ) from None
+    quantize_(language, Int8WeightOnlyConfig())

@@ -141,6 +141,17 @@ def still_window(annotator: EmoLlamaAnnotator, image: bytes) -> WindowInput:
     )
 
 
+def test_eight_bit_weights_say_nearly_the_same() -> None:
+    whole = EmoLlamaAnnotator(DEFAULT_MODEL, AnnotatorConfig())
+    small = EmoLlamaAnnotator(DEFAULT_MODEL, AnnotatorConfig(quantize="int8"))
+    linear = small.network.language.model.layers[0].mlp.up_proj.weight
+    assert linear.qdata.dtype == torch.int8
+    windows = [window(whole, k, 4) for k in range(12)]
+    one, other = scores(whole, windows), scores(small, windows)
+    assert 0 < np.abs(one - other).max() < 0.02
+    assert (one.argmax(1) == other.argmax(1)).mean() >= 11 / 12
+
+
 def test_it_describes_where_asked(folder: Path) -> None:
     told = AnnotatorConfig(describe=True, max_answer_tokens=6)
     annotator = EmoLlamaAnnotator(str(folder), told)
