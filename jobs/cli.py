@@ -377,6 +377,10 @@ def _evaluate(commands: Any) -> None:
     )
     _storage_option(parser)
     parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="for --data: one option, for example annotator.precision=bfloat16; repeatable",
+    )  # fmt: skip
     _json_option(parser)
 
 

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jobs.cli import print_json
-from pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from pipeline.config import Config, load_config
 from pipeline.corpus import is_video_name, stat_video
 from pipeline.errors import UserError
 from pipeline.labelled import labelled_rows, read_table
@@ -25,8 +25,16 @@ from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import ModelConfig, read_config
 from pipeline.storage import Storage, parse_options
 
-Sample = tuple[dict[str, float] | None, int]
-"""Scores by label, None where nothing could be read, and the index of the true label."""
+_ATTRIBUTES = ("age", "gender", "race")
+
+
+class Sample(NamedTuple):
+    """scores: by label, None where nothing could be read; label: index of the true one; row: of the
+    table, for the attributes it has."""
+
+    scores: dict[str, float] | None
+    label: int
+    row: dict[str, Any]
 
 
 def evaluate_command(options: argparse.Namespace) -> int:
@@ -45,7 +53,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
         samples = _of_media(options, config, labels)
     else:
         samples = _of_pictures(options, config, labels)
-    result = _scored(list(samples), labels) | answers
+    made = list(samples)
+    result = _scored(made, labels) | _slices(made, labels) | answers
     if options.output is None:
         revision = model_revision(model_folder(options.model))
         result["model"] = {"name": config.name, "revision": revision}
@@ -70,7 +79,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
 def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
     from pipeline.training.metrics import classification_scores
 
-    read = [(scores, label) for scores, label in samples if scores is not None]
+    read = [(scores, label) for scores, label, _ in samples if scores is not None]
     if not read:
         raise UserError(f"none of {len(samples)} samples has a reading; is it the right file?")
     probabilities = np.array([[scores.get(label, 0.0) for label in labels] for scores, _ in read])
@@ -96,6 +105,22 @@ def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def _slices(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
+    """How well each group is read, where the table says who belongs to which."""
+    told: dict[str, Any] = {}
+    for name in _ATTRIBUTES:
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            if sample.row.get(name) is not None:
+                groups.setdefault(str(sample.row[name]), []).append(sample)
+        for group, members in sorted(groups.items()):
+            if any(sample.scores is not None for sample in members):
+                scores = _scored(members, labels)
+                kept = {k: scores[k] for k in ("n", "war", "uar", "macro_f1", "ece", "unreadable")}
+                told.setdefault(name, {})[group] = kept
+    return {"by_attribute": told} if told else {}
+
+
 def _of_pictures(
     options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
 ) -> Iterator[Sample]:
@@ -105,19 +130,20 @@ def _of_pictures(
     from pipeline.faces.mtcnn import Mtcnn
     from pipeline.training.faces import decode_picture
 
-    annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
+    annotator = load_annotator(options.model, _config(options).annotator, "cpu")
     mtcnn = Mtcnn()
-    windows, truth = [], []
-    for row, label in labelled_rows(options.data, labels, "image"):
+    windows, seen = [], []
+    for row, label in labelled_rows(options.data, labels, "image", optional=_ATTRIBUTES):
+        encoded = row.pop("image")
         try:
-            picture = decode_picture(row["image"])
+            picture = decode_picture(encoded)
         except ValueError:
-            yield None, label
+            yield Sample(None, label, row)
             continue
         windows.append(still_window(picture, mtcnn, config.needs))
-        truth.append(label)
-    for annotation, label in zip(annotator.annotate(windows), truth, strict=True):
-        yield annotation.scores, label
+        seen.append((label, row))
+    for annotation, (label, row) in zip(annotator.annotate(windows), seen, strict=True):
+        yield Sample(annotation.scores, label, row)
 
 
 def _of_media(
@@ -132,13 +158,14 @@ def _of_media(
     from pipeline.training.faces import decode_picture
 
     storage = Storage(parse_options(options.storage_options))
-    annotator = load_annotator(options.model, AnnotatorConfig(label_set=options.label_set), "cpu")
+    chosen = _config(options)
+    annotator = load_annotator(options.model, chosen.annotator, "cpu")
     settings = FaceSettings(
-        DecodeConfig(), FacesConfig(), WindowsConfig(), LimitsConfig(), config.needs,
+        chosen.decode, chosen.faces, chosen.windows, chosen.limits, config.needs,
         network=True, storage_options=dict(storage.options),
     )  # fmt: skip
     planner, actor, mtcnn = SegmentPlanner(settings), FaceActor(settings), Mtcnn()
-    for row, label in labelled_rows(options.data, labels, "uri"):
+    for row, label in labelled_rows(options.data, labels, "uri", optional=_ATTRIBUTES):
         uri = _beside(options.data, row["uri"])
         if is_video_name(uri):
             found = actor(planner(_video_row(uri, storage))).to_pylist()
@@ -150,15 +177,24 @@ def _of_media(
                 window | {"scores": list(annotation.scores.items())}
                 for window, annotation in zip(windows, made, strict=True)
             ]
-            yield time_weighted_scores(told) if told else None, label
+            yield Sample(time_weighted_scores(told) if told else None, label, row)
         else:
             fs, path = storage.locate(uri)
             try:
                 picture = decode_picture(fs.cat_file(path))
             except (OSError, ValueError):
-                yield None, label
+                yield Sample(None, label, row)
                 continue
-            yield annotator.annotate([still_window(picture, mtcnn, config.needs)])[0].scores, label
+            (read,) = annotator.annotate([still_window(picture, mtcnn, config.needs)])
+            yield Sample(read.scores, label, row)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """Options of the stages that the model is scored through."""
+    settings = list(options.settings)
+    if options.label_set is not None:
+        settings.append(f"annotator.label_set={options.label_set}")
+    return load_config(None, settings)
 
 
 def _beside(table: Path, uri: str) -> str:
@@ -222,10 +258,10 @@ def _of_output(
     options: argparse.Namespace, labels: tuple[str, ...], of_video: Windows
 ) -> Iterator[Sample]:
     """An annotated output: each label against the windows that its span overlaps."""
-    spans = ("start_s", "end_s")
-    for row, label in labelled_rows(options.labels, labels, "uri", optional=spans):
+    known = ("start_s", "end_s", *_ATTRIBUTES)
+    for row, label in labelled_rows(options.labels, labels, "uri", optional=known):
         windows = _clipped(of_video, row)
-        yield time_weighted_scores(windows) if windows else None, label
+        yield Sample(time_weighted_scores(windows) if windows else None, label, row)
 
 
 def _answers(options: argparse.Namespace, of_video: Windows) -> dict[str, Any]:

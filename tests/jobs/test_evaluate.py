@@ -40,6 +40,27 @@ def test_pictures_by_their_bytes(portrait: bytes, tmp_path: Path, capsys) -> Non
     assert told["model"]["name"] == "emo-llama-tiny"
 
 
+def test_each_group_that_the_table_names_is_scored_apart(
+    portrait: bytes, tmp_path: Path, capsys
+) -> None:
+    table = tmp_path / "t.parquet"
+    rows = {
+        "image": [portrait, portrait, portrait, b"no picture"],
+        "label": ["happy", "sadness", "happy", "happy"],
+        "age": ["20-29", "20-29", "60-69", "60-69"],
+        "gender": ["female", None, None, None],
+    }
+    pd.DataFrame(rows).to_parquet(table)
+    told = evaluated(capsys, "--data", table, "--set", "annotator.precision=bfloat16")
+    ages = told["by_attribute"]["age"]
+    assert {a: (t["n"], t["war"], t["unreadable"]) for a, t in ages.items()} == {
+        "20-29": (2, 0.5, 0),
+        "60-69": (1, 1.0, 1),
+    }
+    assert told["by_attribute"]["gender"]["female"]["war"] == 1
+    assert "race" not in told["by_attribute"]
+
+
 def test_videos_and_pictures_by_uri(
     portrait: bytes, demo_videos: Path, tmp_path: Path, capsys
 ) -> None:
