@@ -161,12 +161,8 @@ def _annotate(
         pools = pool_sizes(setting.config.resources)
         tally = progress.tally
         tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
-        have = ray.cluster_resources().get("CPU", 0.0)
-        if pools.held_cpus > have:
-            progress.say(
-                f"the run wants {pools.held_cpus:g} CPUs and the cluster has {have:g}: it waits until "
-                "the cluster grows; resources.face_actors and resources.annotation_actors make it less"
-            )
+        if shortage := pools.shortage(ray.cluster_resources().get("CPU", 0.0)):
+            progress.say(shortage)
         metrics = RunMetrics(run.run_id)
         held = time.monotonic()
         for row in annotated(plan, setting, pools, run, fence):

@@ -86,6 +86,15 @@ class Pools:
         """CPUs that the run keeps from others: its pools', and one for driver and tasks."""
         return 1 + self.faces + self.annotate * self.annotation_cpus
 
+    def shortage(self, cpus: float) -> str | None:
+        """What to say where the cluster has too few CPUs: Ray would wait for more without a word."""
+        if self.held_cpus <= cpus:
+            return None
+        return (
+            f"the run wants {self.held_cpus:g} CPUs and the cluster has {cpus:g}: it waits until the "
+            "cluster grows; resources.face_actors and resources.annotation_actors make it less"
+        )
+
     @property
     def held_gpus(self) -> float:
         return self.annotate * self.gpus + self.faces * self.face_gpus

@@ -1,0 +1,21 @@
+"""What a run holds of a cluster, and what is said where that is more than there is."""
+
+import pytest
+
+from jobs.flow import Pools
+
+
+def test_a_run_holds_its_pools_and_one_cpu_for_the_rest() -> None:
+    on_cpus = Pools(faces=6, annotate=2, gpus=0.0)
+    assert (on_cpus.held_cpus, on_cpus.held_gpus) == (8.0, 0.0)
+    on_gpus = Pools(faces=6, annotate=2, gpus=0.5, face_gpus=0.1)
+    assert (on_gpus.held_cpus, on_gpus.held_gpus) == (9.0, pytest.approx(1.6))
+
+
+def test_a_run_that_would_wait_for_cpus_says_so() -> None:
+    pools = Pools(faces=6, annotate=2, gpus=0.0)
+    assert pools.shortage(8.0) is None
+    told = pools.shortage(7.0)
+    assert told is not None
+    assert "wants 8 CPUs and the cluster has 7" in told
+    assert "resources.face_actors" in told
