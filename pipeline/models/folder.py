@@ -9,7 +9,6 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import nn
 
 from pipeline.models.catalog import (
@@ -86,7 +85,7 @@ def read_prompter(folder: Path) -> Prompter:
     return Prompter(tokenizer, asker, QUESTION_LIMIT)
 
 
-def save_model(folder: Path, network: EmoLlama, tokenizer: Tokenizer, card: str) -> None:
+def save_model(folder: Path, network: EmoLlama, prompter: Prompter, card: str) -> None:
     """Writes a model folder with weights as fp16 (integers as they are)."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -95,5 +94,7 @@ def save_model(folder: Path, network: EmoLlama, tokenizer: Tokenizer, card: str)
     }
     save_file(weights, folder / WEIGHTS)
     (folder / CONFIG).write_text(network.config.model_dump_json(indent=1) + "\n")
-    tokenizer.save(str(folder / TOKENIZER))
+    prompter.tokenizer.save(str(folder / TOKENIZER))
+    if prompter.question_tokenizer is not prompter.tokenizer:
+        prompter.question_tokenizer.save(str(folder / QUESTION_TOKENIZER))
     (folder / CARD).write_text(card)

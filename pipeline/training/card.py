@@ -26,10 +26,10 @@ def model_card(config: TuneConfig, scores: Scores, labels: tuple[str, ...], *, t
             zip(labels, scores.recall, scores.confusion.sum(1), strict=True)
         )
     )
-    return f"""# {config.model.name}
+    return f"""# {config.network.name}
 
-An EMO-LLaMA (arXiv 2408.11424): LLaMA-VID's frame tokens with Face Info Mining, trained from
-scratch by `emolake tune`. It reads the apparent facial expression of aligned face crops and answers
+An EMO-LLaMA (arXiv 2408.11424): LLaMA-VID's frame tokens with Face Info Mining, {_origin(config)}
+by `emolake tune`. It reads the apparent facial expression of aligned face crops and answers
 with one of: {", ".join(labels)}.
 
 ## Training
@@ -62,6 +62,14 @@ near that is near the labels' own ceiling.
 The label is the apparent expression of a face in a picture, as labellers would name it. It is not
 what a person feels, and no ground for a decision about a person.
 """
+
+
+def _origin(config: TuneConfig) -> str:
+    if config.start is None:
+        return "trained from scratch"
+    if config.adapter is not None:
+        return f"tuned from `{config.start.model}` with LoRA of rank {config.adapter.rank}"
+    return f"trained from weights of `{config.start.model}`"
 
 
 def _percent(part: float) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 
@@ -17,7 +18,7 @@ from pipeline.labels import LABEL_SETS, label_set
 from pipeline.models.catalog import model_folder, weight_files
 from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
-from pipeline.models.folder import QUESTION_LIMIT, save_model
+from pipeline.models.folder import QUESTION_LIMIT, read_prompter, save_model
 from pipeline.models.prompts import (
     SYSTEM,
     Prompter,
@@ -55,41 +56,83 @@ class StartConfig(BaseModel):
     only: tuple[str, ...] = ()
 
 
-class TuneConfig(BaseModel):
-    """All that decides what comes out of `emolake tune`."""
+class AdapterConfig(BaseModel):
+    """LoRA (Hu et al. 2021) on the language model. Face Info Mining and the projections into the language
+    model are trained in full beside it; the vision side and the Q-Former stand still."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: EmoLlamaConfig
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class TuneConfig(BaseModel):
+    """All that decides what comes out of `emolake tune`. model: left out, that of `start.model`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: EmoLlamaConfig | None = None
+    name: str | None = None
     start: StartConfig | None = None
+    adapter: AdapterConfig | None = None
     data: DataConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        whole = self.start is not None and not self.start.only
+        if self.model is None and not whole:
+            raise ValueError("name the sizes in `model`, or a whole model in `start.model`")
+        if self.adapter is not None:
+            if not whole:
+                raise ValueError("`adapter` adapts a whole model; name it in `start.model`")
+            for stage in self.stages:
+                if stage.trains != "model" or stage.stem_learning_rate_factor:
+                    raise ValueError(
+                        f"with `adapter` the vision side stands still; stage {stage.name} has to have "
+                        "trains: model and stem_learning_rate_factor: 0"
+                    )
+        return self
+
+    @property
+    def network(self) -> EmoLlamaConfig:
+        """The config of the model to be trained. UserError where `start.model` is none of EMO-LLaMA's."""
+        made = self.model
+        if made is None:
+            assert self.start is not None
+            made = EmoLlamaConfig.read(model_folder(self.start.model))
+        return made.model_copy(update={"name": self.name} if self.name else {})
+
 
 def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores:
-    """Trains a model from scratch and writes the folder `output` that `--model` takes.
+    """Trains a model, from nothing or from another, and writes the folder `output` that `--model` takes;
+    with `adapter` also `output`/adapter, in peft's layout.
 
     Progress, checkpoints and prepared faces stand under `output`/training; started again after a
     kill it goes on from the last checkpoint.
     """
     work = output / "training"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labels = label_set(config.model.label_set)
+    model = config.network
+    labels = label_set(model.label_set)
     cache = config.data.cache or work
-    train = _faces(config.data.train, config.model, cache, log)
-    valid = _faces(config.data.valid, config.model, cache, log)
+    train = _faces(config.data.train, model, cache, log)
+    valid = _faces(config.data.valid, model, cache, log)
     torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(_texts(), config.model.language.vocab_size)
     # Plain attention trains faster than the fused kernel's backward on such short sequences.
-    network = EmoLlama(config.model, attention="eager")
+    network = EmoLlama(model, attention="eager")
     if config.start is not None:
         _start_from(config.start, network)
-    prompter = Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
+    prompter = _prompter(config)
+    if config.adapter is not None:
+        network = adapted(network, config.adapter)
     for stage in config.stages:
         if stage.trains == "stem":
             torch.manual_seed(config.seed)
-            classifier = StemClassifier(config.model, len(labels))
+            classifier = StemClassifier(model, len(labels))
             train_stage(
                 classifier,
                 train,
@@ -107,10 +150,49 @@ def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores
             train_stage(
                 tuner, train, valid, stage, seed=config.seed, folder=work, device=device, log=log
             )
+    if config.adapter is not None:
+        network.language.save_pretrained(str(output / "adapter"))
+        network.language = network.language.merge_and_unload()  # type: ignore[operator]
     network, scores = _calibrated(network, prompter, valid, labels)
     card = model_card(config, scores, labels, train=len(train))
-    save_model(output, network, tokenizer, card)
+    save_model(output, network, prompter, card)
     return scores
+
+
+def adapted(network: EmoLlama, config: AdapterConfig) -> EmoLlama:
+    """The network with LoRA in its language model and nothing trainable but that, Face Info Mining and
+    the projections. UserError where peft is missing or a target is no layer."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError("adapter needs peft: pip install 'emolake[tune]'") from None
+
+    network.requires_grad_(False)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+    )
+    try:
+        network.language = get_peft_model(network.language, lora)  # type: ignore[assignment]
+    except ValueError as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"adapter.targets: {words}") from None
+    projections = (network.text_projection, network.key_projection)
+    for part in (*projections, network.value_projection, network.content_projection):
+        part.requires_grad_(True)
+    if network.face_info is not None:
+        network.face_info.requires_grad_(True)
+    return network
+
+
+def _prompter(config: TuneConfig) -> Prompter:
+    """A whole model keeps its tokenizers, whose ids its weights know; a new one gets its own."""
+    if config.start is not None and not config.start.only:
+        return read_prompter(model_folder(config.start.model))
+    tokenizer = train_tokenizer(_texts(), config.network.language.vocab_size)
+    return Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
 
 
 def _start_from(start: StartConfig, network: EmoLlama) -> None:

@@ -20,7 +20,7 @@ from pipeline.models.catalog import DEFAULT_MODEL
 from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import save_model
-from pipeline.models.prompts import train_tokenizer
+from pipeline.models.prompts import Prompter, train_tokenizer
 from pipeline.models.scoring import LabelTrie
 from pipeline.training.faces import decode_picture
 from tests.pipeline.test_models import small_config
@@ -48,7 +48,8 @@ def saved(folder: Path, **changes: object) -> Path:
         for weights in network.parameters():
             if weights.ndim == 2:
                 weights.mul_(6)
-    save_model(folder, network, train_tokenizer(["happiness sadness"], 390), "")
+    tokenizer = train_tokenizer(["happiness sadness"], 390)
+    save_model(folder, network, Prompter(tokenizer, tokenizer, 256), "")
     return folder
 
 

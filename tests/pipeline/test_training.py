@@ -5,15 +5,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import PeftModel
 
+from pipeline.errors import UserError
 from pipeline.faces.align import MIRRORED_POINTS
+from pipeline.models.catalog import DEFAULT_MODEL
 from pipeline.models.config import EmoLlamaConfig, VisionConfig
+from pipeline.models.emo_llama import EmoLlama
+from pipeline.models.folder import load_model
 from pipeline.training.augment import Jitter, augmented_clips, plain_clips
 from pipeline.training.faces import LabelledFaces, canvas_side, crop_to_canvas, prepare_faces
 from pipeline.training.loop import StageConfig, train_stage
 from pipeline.training.metrics import classification_scores
 from pipeline.training.stem import StemClassifier
-from pipeline.training.tune import fit_temperature
+from pipeline.training.tune import TuneConfig, fit_temperature, tune
 
 LABELS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 TWO = ("happiness", "surprise")
@@ -141,3 +146,78 @@ def test_the_temperature_undoes_overconfidence() -> None:
     chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     truth = np.array([rng.choice(5, p=p) for p in chance])
     assert fit_temperature(logits * 3, truth) == pytest.approx(3, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def tables(fer2013, tmp_path_factory) -> tuple[Path, Path]:
+    """A few hundred labelled pictures to train on and some to validate on."""
+    folder = tmp_path_factory.mktemp("tables")
+    table = pq.read_table(fer2013 / "fer2013_valid.parquet", columns=["image", "label"])
+    for name, rows in (("train", range(160)), ("valid", range(160, 240))):
+        pq.write_table(table.take(list(rows)), folder / f"{name}.parquet")
+    return folder / "train.parquet", folder / "valid.parquet"
+
+
+def lora(tables: tuple[Path, Path], **changes: object) -> dict:
+    stage = {
+        "name": "adapt", "trains": "model", "epochs": 1, "batch_size": 40, "warmup_steps": 1,
+        "stem_learning_rate_factor": 0.0, "learning_rate": 1e-3, "precision": "float32",
+    }  # fmt: skip
+    return {
+        "name": "mine", "start": {"model": "emo-llama-tiny"}, "adapter": {"rank": 4},
+        "data": {"train": tables[0], "valid": tables[1]}, "stages": [stage],
+    } | changes  # fmt: skip
+
+
+def test_lora_changes_what_it_should_and_is_merged(tables, tmp_path) -> None:
+    torch.set_num_threads(1)
+    scores = tune(TuneConfig(**lora(tables)), tmp_path / "mine", lambda _: None)
+    assert scores.war > 0.45, "it starts from a model that knows much, and chance is 0.25"
+    before, after = (load_model(name).network for name in (DEFAULT_MODEL, str(tmp_path / "mine")))
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys()
+    # Weights stand in the folder as fp16, and both were read from such.
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    kinds = {"face_info", "language", "text_projection", "key_projection"}
+    kinds |= {"value_projection", "content_projection"}
+    assert {name.split(".")[0] for name in changed} == kinds
+    layers = {name.split(".")[-2] for name in changed if name.startswith("language")}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    base = EmoLlama(before.config)
+    base.load_state_dict(
+        new | {n: v for n, v in old.items() if n.startswith("language")}, strict=False
+    )
+    adapter = PeftModel.from_pretrained(base.language, str(tmp_path / "mine" / "adapter"))
+    merged = adapter.merge_and_unload().state_dict()
+    for name in changed:
+        if name.startswith("language."):
+            ours = merged[name.removeprefix("language.")]
+            torch.testing.assert_close(ours, new[name], atol=2e-3, rtol=1e-2)
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "# mine" in card
+    assert "LoRA of rank 4" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"start": None}, "name the sizes in `model`"),
+        ({"start": {"model": DEFAULT_MODEL, "only": ["vision."]}}, "name the sizes in `model`"),
+        (
+            {"stages": [{"name": "s", "trains": "stem", "epochs": 1}]},
+            "the vision side stands still",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(tables, changes: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TuneConfig(**lora(tables, **changes))
+
+
+def test_a_target_that_is_no_layer_and_a_start_that_does_not_fit_are_told(tables, tmp_path) -> None:
+    wrong = lora(tables, adapter={"targets": ["no_proj"]})
+    with pytest.raises(UserError, match=r"adapter\.targets: .*no_proj"):
+        tune(TuneConfig(**wrong), tmp_path / "a", lambda _: None)
+    other = lora(tables, adapter=None, model=config().model_dump())
+    with pytest.raises(UserError, match=r"start\.model: .* the model to tune"):
+        tune(TuneConfig(**other), tmp_path / "b", lambda _: None)
