@@ -36,10 +36,20 @@ class Storage:
         try:
             fs, path = fsspec.core.url_to_fs(uri, **options)
             if protocol in _S3:
-                count_requests(fs)
+                _connect(fs, uri)
         except (ValueError, ImportError, TypeError) as error:
             raise UserError(f"{uri}: {error}") from None
         return fs, path
+
+
+def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
+    """Sends nothing yet; an unknown profile or the like shows here."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        count_requests(fs)
+    except BotoCoreError as error:
+        raise UserError(f"{uri}: {error}") from None
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:

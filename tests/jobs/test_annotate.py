@@ -359,6 +359,14 @@ def test_a_bucket_that_is_not_there_is_a_user_mistake(few: Path, s3: S3, emolake
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_an_unknown_profile_is_a_user_mistake(few: Path, emolake: Emolake, tmp_path: Path) -> None:
+    nobody = {"AWS_PROFILE": "nobody", "AWS_CONFIG_FILE": str(tmp_path / "none")}
+    done = emolake("plan", few, "--output", "s3://bucket/lake", env=nobody)
+    assert done.returncode == 2
+    assert "nobody" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_too_many_failures_are_exit_code_3(emolake: Emolake, tmp_path) -> None:
     (tmp_path / "bad.mp4").write_text("no video")
     limit = ("--set", "limits.max_failed_fraction=0.5")
