@@ -19,6 +19,7 @@ from pipeline.training.loop import StageConfig, train_stage
 from pipeline.training.metrics import classification_scores
 from pipeline.training.stem import StemClassifier
 from pipeline.training.tune import TuneConfig, fit_temperature, tune
+from tests.pipeline.test_models import small_config
 
 LABELS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 TWO = ("happiness", "surprise")
@@ -218,6 +219,6 @@ def test_a_target_that_is_no_layer_and_a_start_that_does_not_fit_are_told(tables
     wrong = lora(tables, adapter={"targets": ["no_proj"]})
     with pytest.raises(UserError, match=r"adapter\.targets: .*no_proj"):
         tune(TuneConfig(**wrong), tmp_path / "a", lambda _: None)
-    other = lora(tables, adapter=None, model=config().model_dump())
+    other = lora(tables, adapter=None, model=small_config().model_dump())
     with pytest.raises(UserError, match=r"start\.model: .* the model to tune"):
         tune(TuneConfig(**other), tmp_path / "b", lambda _: None)
