@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -61,11 +58,8 @@ class LanguageSide:
 
 def _quantize(language: LlamaForCausalLM) -> None:
     """The weights of every linear layer as int8 with a scale a row, in place."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # kernels for devices that are not here
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError:
         raise UserError(
             "annotator.quantize needs torchao: pip install 'emolake[quantize]'"

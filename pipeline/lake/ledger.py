@@ -48,10 +48,6 @@ class Ledger:
     def stale(self) -> pa.Table:
         return self.rows.filter(pc.equal(self.rows["standing"], "stale"))
 
-    @property
-    def kept(self) -> pa.Table:
-        return self.rows.filter(pc.not_equal(self.rows["standing"], "stale"))
-
 
 def read_ledger(lake: Lake) -> Ledger:
     """Reads all ledger files of the output, whole: for those who want every column."""
