@@ -169,10 +169,8 @@ def _annotate(
             progress.add(row)
             metrics.add(row, tally)
         seconds = time.monotonic() - held
-        tally.cpu_seconds, tally.gpu_seconds = (
-            seconds * pools.held_cpus,
-            seconds * pools.held_gpus,
-        )
+        tally.cpu_seconds = seconds * pools.held_cpus
+        tally.gpu_seconds = seconds * pools.held_gpus
     except ray.exceptions.RayError as error:
         told = _RAISED_BY_US.findall(str(error))
         if not told:

@@ -23,9 +23,8 @@ from pipeline.lake.commit import first_model, time_weighted_scores
 from pipeline.lake.reading import read_annotations
 from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import ModelConfig, read_config
+from pipeline.schema import ATTRIBUTES
 from pipeline.storage import Storage, parse_options
-
-_ATTRIBUTES = ("age", "gender", "race")
 
 
 class Sample(NamedTuple):
@@ -108,7 +107,7 @@ def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
 def _slices(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
     """How well each group is read, where the table says who belongs to which."""
     told: dict[str, Any] = {}
-    for name in _ATTRIBUTES:
+    for name in ATTRIBUTES:
         groups: dict[str, list[Sample]] = {}
         for sample in samples:
             if sample.row.get(name) is not None:
@@ -133,7 +132,7 @@ def _of_pictures(
     annotator = load_annotator(options.model, _config(options).annotator, "cpu")
     mtcnn = Mtcnn()
     windows, seen = [], []
-    for row, label in labelled_rows(options.data, labels, "image", optional=_ATTRIBUTES):
+    for row, label in labelled_rows(options.data, labels, "image", optional=ATTRIBUTES):
         encoded = row.pop("image")
         try:
             picture = decode_picture(encoded)
@@ -165,7 +164,7 @@ def _of_media(
         network=True, storage_options=dict(storage.options),
     )  # fmt: skip
     planner, actor, mtcnn = SegmentPlanner(settings), FaceActor(settings), Mtcnn()
-    for row, label in labelled_rows(options.data, labels, "uri", optional=_ATTRIBUTES):
+    for row, label in labelled_rows(options.data, labels, "uri", optional=ATTRIBUTES):
         uri = _beside(options.data, row["uri"])
         if is_video_name(uri):
             found = actor(planner(_video_row(uri, storage))).to_pylist()
@@ -258,7 +257,7 @@ def _of_output(
     options: argparse.Namespace, labels: tuple[str, ...], of_video: Windows
 ) -> Iterator[Sample]:
     """An annotated output: each label against the windows that its span overlaps."""
-    known = ("start_s", "end_s", *_ATTRIBUTES)
+    known = ("start_s", "end_s", *ATTRIBUTES)
     for row, label in labelled_rows(options.labels, labels, "uri", optional=known):
         windows = _clipped(of_video, row)
         yield Sample(time_weighted_scores(windows) if windows else None, label, row)

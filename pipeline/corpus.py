@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.schema import LISTED_ROW
+from pipeline.schema import ATTRIBUTES, LISTED_ROW
 from pipeline.storage import Storage, is_local
 
 VIDEO_SUFFIXES = frozenset(
@@ -28,8 +28,7 @@ VIDEO_SUFFIXES = frozenset(
 """What counts as a video when a folder is named; a file or glob that is named counts anyhow."""
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
-_ATTRIBUTES = ("age", "gender", "race")
-_MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *_ATTRIBUTES, "size", "etag")
+_MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "etag")
 _STAT_THREADS = 32
 _ROWS_AT_ONCE = 8192
 
@@ -161,7 +160,7 @@ def _manifest(
         extra: dict[str, Any] = {
             "corpus": row.get("corpus"),
             "transcript_uri": beside(transcript) if transcript else None,
-            "attributes": {k: str(row[k]) for k in _ATTRIBUTES if row.get(k)},
+            "attributes": {k: str(row[k]) for k in ATTRIBUTES if row.get(k)},
         }
         if row.get("etag") and row.get("size") is not None:
             # Object stores tell etags in quotes, inventories of theirs do not.

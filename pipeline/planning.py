@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.errors import PASSING_REASONS, UserError
 from pipeline.lake.ledger import Ledger, VideoState, ledger_of, newest_versions, video_states
-from pipeline.schema import VIDEO_ROW
+from pipeline.schema import ATTRIBUTES, VIDEO_ROW
 from pipeline.shards import Shards, together
 
 
@@ -122,7 +122,7 @@ def _refuse_other_configuration(ledger: Ledger, config_hash: str) -> None:
 def _row(
     video: dict[str, Any], config: Config, segments: list[int] | None, attempt: int
 ) -> dict[str, Any]:
-    used = ("age", "gender", "race") if config.annotator.use_attributes else ()
+    used = ATTRIBUTES if config.annotator.use_attributes else ()
     return {
         **{name: video[name] for name in ("video_id", "uri", "size", "missing", "transcript_uri")},
         "corpus": video["corpus"] or config.corpus,

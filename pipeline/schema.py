@@ -9,6 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+ATTRIBUTES = ("age", "gender", "race")
+"""What a manifest or a labelled table may tell of the person a video shows."""
 VIDEO_ITSELF = -1
 """track_id of annotations that belong to the video and to no face: of what is said in it."""
 
