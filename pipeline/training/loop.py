@@ -75,7 +75,7 @@ def train_stage(
     device: torch.device,
     log: Callable[[str], None],
 ) -> Scores:
-    """Trains `module` (a Trainable) in place and leaves it with the best averaged weights.
+    """Trains `module` (a Trainable) in place and leaves it with the averaged weights of best validation UAR.
 
     Data order, frame count and augmentation of a step follow from (seed, step) alone, and the
     checkpoint holds weights, average, optimizer and step, so a killed run goes on as if it had not
@@ -146,8 +146,8 @@ def train_stage(
                 f"{stage.name}: epoch {step // per_epoch}/{stage.epochs}, loss {loss:.3f}, "
                 f"war {measured.war:.4f}, uar {measured.uar:.4f}, {elapsed:.0f} s"
             )
-            if measured.war + measured.uar > best:
-                best = measured.war + measured.uar
+            if measured.uar > best:
+                best = measured.uar
                 _save(average.module, best_file)
         with metrics_file.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
