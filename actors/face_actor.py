@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import dataclass, field
@@ -15,7 +16,13 @@ from pipeline.decode import VideoInfo
 from pipeline.errors import JobFailed, Reason
 from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW, SEGMENT_ROW
-from pipeline.segments import failed_segment, failed_video, segment_rows, without_faces
+from pipeline.segments import (
+    failed_segment,
+    failed_video,
+    pictures_row,
+    segment_rows,
+    without_faces,
+)
 
 _START_TIMEOUT_S = 120.0
 _STARTS = 3
@@ -109,6 +116,8 @@ class SegmentPlanner:
     def _segments(self, video: dict[str, Any]) -> list[dict[str, Any]]:
         if video["missing"] is not None:
             return [failed_video(video, video["missing"], f"{video['uri']} cannot be read")]
+        if video["pictures"]:
+            return [pictures_row(video)]
         limit = self.settings.limits.segment_timeout_seconds
         answer = self._decoder.ask({"probe": video["uri"]}, limit)
         if isinstance(answer, tuple):
@@ -146,7 +155,7 @@ class FaceActor:
         if segment["failed"]:
             return _as_row(without_faces(segment))
         timeout_s = self._timeout(segment)
-        answer = self._decoder.ask({"faces": _finite(segment)}, timeout_s)
+        answer = self._decoder.ask({"faces": _as_json(segment)}, timeout_s)
         if isinstance(answer, tuple):
             return _as_row(without_faces(failed_segment(segment, *answer), timeout_s))
         return pa.ipc.open_stream(answer).read_all()
@@ -158,9 +167,16 @@ class FaceActor:
         return limits.segment_timeout_seconds + limits.timeout_per_video_second * length
 
 
-def _finite(segment: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: an open end goes as null."""
-    return segment | {"end_s": None if math.isinf(segment["end_s"]) else segment["end_s"]}
+def _as_json(segment: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity and no bytes: an open end goes as null, pictures as base64."""
+    pictures = [
+        picture | {"bytes": base64.b64encode(picture["bytes"]).decode()}
+        if picture["bytes"] is not None
+        else picture
+        for picture in segment["pictures"] or ()
+    ]
+    end_s = None if math.isinf(segment["end_s"]) else segment["end_s"]
+    return segment | {"end_s": end_s, "pictures": pictures}
 
 
 def _as_row(row: dict[str, Any]) -> pa.Table:

@@ -6,6 +6,7 @@ its parent, and its address space is limited, so a file that eats memory ends th
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import io
 import json
@@ -24,6 +25,7 @@ import pyarrow as pa
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, Source, probe, sampled_frames
 from pipeline.errors import VideoError
+from pipeline.faces.encoding import decode_picture
 from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW
 from pipeline.segments import failed_segment, without_faces
@@ -33,6 +35,7 @@ from pipeline.traffic import bytes_read_by_process, counted, ours
 from pipeline.transcripts import read_subtitles, read_transcript
 
 if TYPE_CHECKING:
+    from pipeline.faces.mtcnn import Mtcnn
     from pipeline.faces.stage import FaceStage
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
@@ -77,6 +80,7 @@ class _Worker:
         # Loading torch takes seconds: at the start, and not out of the first segment's time.
         wanted = settings["finds_faces"] and self.needs.faces
         self._stage = self._face_stage() if wanted else None
+        self._mtcnn: Mtcnn | None = None
 
     def answer(self, request: dict[str, Any]) -> bytes:
         """{"probe": uri} -> JSON of `info` (a VideoInfo) or `failure` (reason and detail), and of
@@ -105,8 +109,9 @@ class _Worker:
         segment["end_s"] = end_s
         try:
             found = self._faces(segment, start_s, end_s, ending)
-            found["sound"] = self._sound(segment["uri"], start_s, end_s)
-            found |= self._cues(segment, start_s, end_s)
+            if not segment["pictures"]:
+                found["sound"] = self._sound(segment["uri"], start_s, end_s)
+                found |= self._cues(segment, start_s, end_s)
         except Exception as error:
             told = _told(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
@@ -119,6 +124,8 @@ class _Worker:
         self, segment: dict[str, Any], start_s: float, end_s: float, ending: Ending
     ) -> dict[str, Any]:
         duration = segment["duration_s"] or math.inf
+        if segment["pictures"] and self._stage is not None:
+            return self._pictured(segment["pictures"])
         if self._stage is None:  # no model of this run reads faces
             length = max(min(end_s, duration) - start_s, 0.0)
             span = length if math.isfinite(length) else 0.0
@@ -133,6 +140,24 @@ class _Worker:
             "frames_seen": found.frames_seen,
             "video_seconds": found.seen_s,
         }
+
+    def _pictured(self, given: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pictures of one face each, as one window."""
+        from pipeline.faces.mtcnn import Mtcnn
+        from pipeline.faces.still import still_window
+
+        if self._mtcnn is None:
+            self._mtcnn = Mtcnn(device=self.device)
+        pictures = [decode_picture(self._encoded(one), self.decode.max_pixels) for one in given]
+        window = still_window(pictures, self._mtcnn, self.needs)
+        return without_faces({}) | {"windows": [window], "frames_seen": len(pictures)}
+
+    def _encoded(self, picture: dict[str, Any]) -> bytes:
+        if picture["bytes"] is not None:
+            return base64.b64decode(picture["bytes"])
+        fs, path = self.storage.locate(picture["uri"])
+        data: bytes = fs.cat_file(path)
+        return data
 
     def _sound(self, uri: str, start_s: float, end_s: float) -> dict[str, Any] | None:
         if not self.needs.sound:

@@ -363,7 +363,9 @@ def _evaluate(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--model", default="emo-llama-tiny", metavar="M", help="name or folder")
     parser.add_argument(
-        "--data", type=Path, metavar="FILE", help="Parquet or CSV with label, and image or uri"
+        "--data",
+        metavar="FILE",
+        help="Parquet, CSV or JSONL with label, and image, uri or frames; a file or fsspec URI",
     )
     parser.add_argument("--output", metavar="OUTPUT", help="score what stands there instead")
     parser.add_argument(

@@ -7,22 +7,22 @@ import math
 import posixpath
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jobs.cli import print_json
+from jobs.setup import ChosenModel, model_files
 from pipeline.config import Config, load_config
-from pipeline.corpus import is_video_name, stat_video
 from pipeline.errors import UserError
-from pipeline.labelled import labelled_rows, read_table
+from pipeline.labelled import LabelledTable, read_table
 from pipeline.labels import label_set
 from pipeline.lake.commit import first_model, time_weighted_scores
 from pipeline.lake.reading import read_annotations
 from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import ModelConfig, read_config
+from pipeline.models.config import read_config
+from pipeline.needs import Needs
 from pipeline.schema import ATTRIBUTES
 from pipeline.storage import Storage, parse_options
 
@@ -48,10 +48,12 @@ def evaluate_command(options: argparse.Namespace) -> int:
         of_video = _windows_by_video(options)
         samples = _of_output(options, labels, of_video)
         answers = _answers(options, of_video)
-    elif "uri" in read_table(options.data).column_names:
-        samples = _of_media(options, config, labels)
     else:
-        samples = _of_pictures(options, config, labels)
+        storage = Storage(parse_options(options.storage_options))
+        table = LabelledTable.read(options.data, storage)
+        settings = _config(options)
+        model_files(settings, (ChosenModel.of(options.model),))
+        samples = _of_table(table, table.label_indices(labels), settings, config.needs)
     made = list(samples)
     result = _scored(made, labels) | _slices(made, labels) | answers
     if options.output is None:
@@ -120,72 +122,22 @@ def _slices(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
     return {"by_attribute": told} if told else {}
 
 
-def _of_pictures(
-    options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
+def _of_table(
+    table: LabelledTable, truth: list[int | None], config: Config, needs: Needs
 ) -> Iterator[Sample]:
-    """Encoded pictures of one face each."""
-    from pipeline.annotators.base import load_annotator
-    from pipeline.annotators.still import still_window
-    from pipeline.faces.mtcnn import Mtcnn
-    from pipeline.training.faces import decode_picture
+    """Labelled pictures and videos through the stages of the main job. What a video shows is the mean
+    over the windows of all its faces, each weighted by its length."""
+    from jobs.labelled import annotated_table  # brings Ray, which scoring an output does without
 
-    annotator = load_annotator(options.model, _config(options).annotator, "cpu")
-    mtcnn = Mtcnn()
-    windows, seen = [], []
-    for row, label in labelled_rows(options.data, labels, "image", optional=ATTRIBUTES):
-        encoded = row.pop("image")
-        try:
-            picture = decode_picture(encoded)
-        except ValueError:
-            yield Sample(None, label, row)
-            continue
-        windows.append(still_window(picture, mtcnn, config.needs))
-        seen.append((label, row))
-    for annotation, (label, row) in zip(annotator.annotate(windows), seen, strict=True):
-        yield Sample(annotation.scores, label, row)
-
-
-def _of_media(
-    options: argparse.Namespace, config: ModelConfig, labels: tuple[str, ...]
-) -> Iterator[Sample]:
-    """Videos, through the face stage as a job runs it, and pictures, by uri. What a video shows is
-    the mean over the windows of all its faces, each weighted by its length."""
-    from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-    from pipeline.annotators.base import WindowInput, load_annotator
-    from pipeline.annotators.still import still_window
-    from pipeline.faces.mtcnn import Mtcnn
-    from pipeline.training.faces import decode_picture
-
-    storage = Storage(parse_options(options.storage_options))
-    chosen = _config(options)
-    annotator = load_annotator(options.model, chosen.annotator, "cpu")
-    settings = FaceSettings(
-        chosen.decode, chosen.faces, chosen.windows, chosen.limits, config.needs,
-        network=True, storage_options=dict(storage.options),
-    )  # fmt: skip
-    planner, actor, mtcnn = SegmentPlanner(settings), FaceActor(settings), Mtcnn()
-    for row, label in labelled_rows(options.data, labels, "uri", optional=ATTRIBUTES):
-        uri = _beside(options.data, row["uri"])
-        if is_video_name(uri):
-            found = actor(planner(_video_row(uri, storage))).to_pylist()
-            windows = [window for segment in found for window in segment["windows"]]
-            made = annotator.annotate(
-                [WindowInput.of(window, config.needs, {}) for window in windows]
-            )
-            told = [
-                window | {"scores": list(annotation.scores.items())}
-                for window, annotation in zip(windows, made, strict=True)
-            ]
-            yield Sample(time_weighted_scores(told) if told else None, label, row)
-        else:
-            fs, path = storage.locate(uri)
-            try:
-                picture = decode_picture(fs.cat_file(path))
-            except (OSError, ValueError):
-                yield Sample(None, label, row)
-                continue
-            (read,) = annotator.annotate([still_window(picture, mtcnn, config.needs)])
-            yield Sample(read.scores, label, row)
+    told: dict[int, list[dict[str, Any]]] = {}
+    for row, found in annotated_table(table, config, needs):
+        told.setdefault(row, []).extend(found["annotations"])
+    attributes = table.attributes()
+    for row, label in enumerate(truth):
+        if label is not None:
+            windows = told.get(row)
+            scores = time_weighted_scores(windows) if windows else None
+            yield Sample(scores, label, attributes[row])
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -193,25 +145,7 @@ def _config(options: argparse.Namespace) -> Config:
     settings = list(options.settings)
     if options.label_set is not None:
         settings.append(f"annotator.label_set={options.label_set}")
-    return load_config(None, settings)
-
-
-def _beside(table: Path, uri: str) -> str:
-    """Relative uris are relative to the folder of the table that names them."""
-    if "://" in uri or posixpath.isabs(uri):
-        return uri
-    return posixpath.join(str(table.resolve().parent), uri)
-
-
-def _video_row(uri: str, storage: Storage) -> Any:
-    import pyarrow as pa
-
-    from pipeline.schema import VIDEO_ROW
-
-    video = stat_video(uri, storage)
-    told = {"video_id": video.video_id, "uri": uri, "size": video.size, "corpus": "evaluation"}
-    row = dict.fromkeys(VIDEO_ROW.names) | told | {"attempt": 1, "missing": video.missing}
-    return pa.Table.from_pylist([row], VIDEO_ROW)
+    return load_config(None, settings, model=options.model)
 
 
 Windows = dict[str, list[dict[str, Any]]]
@@ -257,10 +191,13 @@ def _of_output(
     options: argparse.Namespace, labels: tuple[str, ...], of_video: Windows
 ) -> Iterator[Sample]:
     """An annotated output: each label against the windows that its span overlaps."""
-    known = ("start_s", "end_s", *ATTRIBUTES)
-    for row, label in labelled_rows(options.labels, labels, "uri", optional=known):
-        windows = _clipped(of_video, row)
-        yield Sample(time_weighted_scores(windows) if windows else None, label, row)
+    table = LabelledTable.read(options.labels)
+    rows = zip(table.told.to_pylist(), table.label_indices(labels), strict=True)
+    for (row, label), attributes in zip(rows, table.attributes(), strict=True):
+        if label is not None:
+            windows = _clipped(of_video, row)
+            scores = time_weighted_scores(windows) if windows else None
+            yield Sample(scores, label, attributes)
 
 
 def _answers(options: argparse.Namespace, of_video: Windows) -> dict[str, Any]:

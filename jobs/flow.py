@@ -23,20 +23,22 @@ from actors.annotation_actor import AnnotationActor, AnnotationSettings
 from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from jobs.nodes import check_nodes
 from jobs.setup import Setting
-from pipeline.config import ResourcesConfig
+from pipeline.config import Config, ResourcesConfig
 from pipeline.errors import JobFailed, cannot_write
 from pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from pipeline.lake.layout import Lake
 from pipeline.lake.lease import Fence, LeaseLost
+from pipeline.needs import Needs
 from pipeline.planning import Plan
 from pipeline.schema import COMMITTED_ROW
 from pipeline.shards import Shards
+from pipeline.storage import Storage
 from pipeline.traffic import ours
 
 # Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
 # pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
 # some logical CPUs are always left over.
-_TASK_CPUS = 0.1
+TASK_CPUS = 0.1
 _CPU_ANNOTATION_CPUS = 0.5
 _SPARE_CPUS = 2
 _VIDEOS_PER_BLOCK = 32
@@ -129,56 +131,74 @@ def annotated(
     JobFailed where the output cannot be written any more, or belongs to another run by now.
     """
     config = setting.config
-    settings = FaceSettings(
-        config.decode,
-        config.faces,
-        config.windows,
-        config.limits,
-        setting.needs,
-        "cuda" if config.resources.gpus_per_face_actor else "cpu",
-        any(map(_remote, plan.todo.parts())),
-        dict(setting.storage.options),
+    settings = face_settings(
+        config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
-    dataset = _videos(plan.todo, pools.faces)
-    dataset = dataset.map_batches(
-        plan_segments,  # type: ignore[arg-type]
-        fn_kwargs={"settings": settings},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=_TASK_CPUS,
-    )
-    dataset = dataset.repartition(target_num_rows_per_block=1)
-    dataset = dataset.map_batches(
-        FaceActor,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
-        num_gpus=pools.face_gpus or None,
-    )
-    dataset = dataset.map_batches(
-        AnnotationActor,
-        fn_constructor_args=(
-            AnnotationSettings(config.models, config.annotator, config.windows.speech_seconds),
-        ),
-        batch_size=_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
-        num_cpus=pools.annotation_cpus,
-        num_gpus=pools.gpus or None,
-    )
+    dataset = faces_found(_videos(plan.todo, pools.faces), settings, pools)
+    dataset = annotations_made(dataset, config, pools)
     dataset = dataset.map_batches(
         write_segments,  # type: ignore[arg-type]
         fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
         batch_size=config.resources.segments_per_commit,
         batch_format="pyarrow",
-        num_cpus=_TASK_CPUS,
+        num_cpus=TASK_CPUS,
     )
     for row in dataset.iter_rows():
         if row["problem"] is not None:
             raise JobFailed(row["problem"])
         yield row
+
+
+def face_settings(config: Config, needs: Needs, storage: Storage, *, network: bool) -> FaceSettings:
+    return FaceSettings(
+        config.decode,
+        config.faces,
+        config.windows,
+        config.limits,
+        needs,
+        "cuda" if config.resources.gpus_per_face_actor else "cpu",
+        network,
+        dict(storage.options),
+    )
+
+
+def faces_found(
+    videos: Dataset, settings: FaceSettings, pools: Pools, segments_per_block: int = 1
+) -> Dataset:
+    """Rows of schema.VIDEO_ROW -> a row of schema.FACES_ROW for each of their segments."""
+    planned = videos.map_batches(
+        plan_segments,  # type: ignore[arg-type]
+        fn_kwargs={"settings": settings},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    return planned.repartition(target_num_rows_per_block=segments_per_block).map_batches(
+        FaceActor,
+        fn_constructor_args=(settings,),
+        batch_size=segments_per_block,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+        num_gpus=pools.face_gpus or None,
+    )
+
+
+def annotations_made(
+    faces: Dataset, config: Config, pools: Pools, segments_per_call: int | None = None
+) -> Dataset:
+    """Rows of schema.FACES_ROW -> of schema.ANNOTATED_ROW."""
+    return faces.map_batches(
+        AnnotationActor,
+        fn_constructor_args=(
+            AnnotationSettings(config.models, config.annotator, config.windows.speech_seconds),
+        ),
+        batch_size=segments_per_call or (_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1),
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
+        num_cpus=pools.annotation_cpus,
+        num_gpus=pools.gpus or None,
+    )
 
 
 def _remote(todo: pa.Table) -> bool:

@@ -97,7 +97,7 @@ def read_setting(options: argparse.Namespace) -> Setting:
     return Setting(
         config=config,
         models=models,
-        files=_files(config, models),
+        files=model_files(config, models),
         storage=storage,
         lake=Lake.at(options.output, storage),
         asked=Asked(options.reprocess, options.retry_failed, _since(options.since)),
@@ -120,7 +120,7 @@ def _since(told: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
+def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
     """The user's files that the run reads besides models; UserError where one is missing."""
     files: dict[str, str] = {}
     if config.faces.detector == "retinaface":

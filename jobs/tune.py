@@ -1,43 +1,136 @@
-"""`emolake tune`: a recipe and labelled pictures -> a model folder."""
+"""`emolake tune`: a recipe and labelled media -> a model folder. A thin shell round pipeline.training:
+Ray Data finds the faces, Ray Train joins the processes that train."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import print_json
-from pipeline.config import read_tree, validated
-from pipeline.errors import UserError
+from pipeline.config import Config, WindowsConfig, read_tree, validated
+from pipeline.errors import JobFailed, UserError
+from pipeline.needs import Needs
+
+if TYPE_CHECKING:
+    from pipeline.labelled import LabelledTable
+    from pipeline.training.examples import Found
+    from pipeline.training.tune import TuneConfig, Tuned
+
+_WHOLE_VIDEO = 86_400.0  # seconds: one window a track
+_RESULT = "training/result.json"
 
 
 def tune_command(options: argparse.Namespace) -> int:
     import torch
 
-    from pipeline.training.tune import RECIPES, TuneConfig, tune
+    from pipeline.training.tune import RECIPES, TuneConfig, prepare, tune
 
     named = RECIPES / f"{options.config}.yaml"
     file = named if named.exists() else Path(options.config)
     config = validated(TuneConfig, read_tree(file, options.settings), str(file))
-    for table in (config.data.train, config.data.valid):
-        if not table.exists():
-            raise UserError(
-                f"{table} does not exist; name it with --set data.train= or data.valid="
-            )
+    _check(config)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    scores = tune(config, options.output, lambda line: print(line, file=sys.stderr, flush=True))
-    result = {
-        "model": str(options.output),
-        "n": scores.n,
-        "war": round(scores.war, 4),
-        "uar": round(scores.uar, 4),
-        "macro_f1": round(scores.macro_f1, 4),
-        "ece": round(scores.ece, 4),
-    }
+    find = partial(_find_faces, frames=config.data.frames)
+    if config.workers.count > 1 or os.environ.get("RAY_ADDRESS"):
+        prepare(config, options.output, find, _say)
+        result = _on_ray(config, options.output.resolve())
+    else:
+        result = _told(tune(config, options.output, _say, find))
+    result = {"model": str(options.output)} | result
     if options.json:
         print_json(result)
     else:
-        told = ", ".join(f"{name} {value}" for name, value in result.items() if name != "model")
+        told = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("model", "skipped"))
         print(f"{options.output}: {told}")
     return 0
+
+
+def _check(config: TuneConfig) -> None:
+    """UserError for what would only show after the faces are found."""
+    from pipeline.storage import Storage
+
+    for table in (config.data.train, config.data.valid):
+        fs, path = Storage().locate(table)
+        if not fs.exists(path):
+            raise UserError(
+                f"{table} does not exist; name it with --set data.train= or data.valid="
+            )
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tensorboard: true needs it: pip install 'emolake[tune]'")
+
+
+def _find_faces(table: LabelledTable, needs: Needs, frames: int) -> Iterator[Found]:
+    """By the stages of the main job: a track of a video is one window of so many of its frames."""
+    from jobs.labelled import windows_of_table
+
+    windows = WindowsConfig(window_seconds=_WHOLE_VIDEO, frames_per_window=frames)
+    return windows_of_table(table, Config(windows=windows), needs)
+
+
+def _told(tuned: Tuned) -> dict[str, Any]:
+    scores = tuned.scores
+    names = ("war", "uar", "macro_f1", "ece")
+    figures = {name: round(getattr(scores, name), 4) for name in names}
+    return {"n": scores.n, **figures, "skipped": tuned.skipped}
+
+
+def _on_ray(config: TuneConfig, output: Path) -> dict[str, Any]:
+    """Trains in `workers.count` processes of the Ray of RAY_ADDRESS, or of one of its own. A worker that
+    dies is started again, and all go on from the last checkpoint."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from jobs.flow import start_ray
+    from pipeline.config import ResourcesConfig
+
+    workers = config.workers
+    start_ray(ResourcesConfig(face_actors=max(1, round(workers.count * workers.cpus))))
+    try:
+        trainer = TorchTrainer(
+            _train_here,
+            train_loop_config={"config": config.model_dump(mode="json"), "output": str(output)},
+            scaling_config=ScalingConfig(
+                num_workers=workers.count,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker={"CPU": workers.cpus}
+                | ({"GPU": workers.gpus} if workers.gpus else {}),
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=str(output / "training"),
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+            ),
+        )
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise JobFailed(f"training failed: {' '.join(str(error).split())[-500:]}") from None
+    finally:
+        ray.shutdown()
+    told: dict[str, Any] = json.loads((output / _RESULT).read_text())
+    return told
+
+
+def _train_here(given: dict[str, Any]) -> None:
+    """In each worker: the faces are found by now, so nothing of a table is read but its texts."""
+    import ray.train
+
+    from pipeline.training.tune import TuneConfig, tune
+
+    config = TuneConfig.model_validate(given["config"])
+    output = Path(given["output"])
+    tuned = tune(config, output, _say, report=ray.train.report)
+    if ray.train.get_context().get_world_rank() == 0:
+        (output / _RESULT).write_text(json.dumps(_told(tuned)))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

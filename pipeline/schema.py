@@ -168,6 +168,9 @@ LISTED_ROW = pa.schema(
 """A video of the input. size null and `missing` a reason where it cannot be read; modified: when it
 was last written, seconds since 1970, where the storage tells."""
 
+_span = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
+_picture = pa.struct([("uri", pa.string()), ("bytes", pa.binary())])
+
 VIDEO_ROW = pa.schema(
     [
         *_columns(("video_id", pa.string()), ("uri", pa.string())),
@@ -180,14 +183,18 @@ VIDEO_ROW = pa.schema(
             ("gender", pa.string()),
             ("race", pa.string()),
             ("missing", pa.string()),
+            ("span", _span),
+            ("pictures", pa.list_(_picture)),
         ),
     ]
 )
-"""A video to be done. segments: those wanted, null for all; missing: why it cannot be opened."""
+"""A video to be done. segments: those wanted, null for all; missing: why it cannot be opened. Only
+labelled tables have the rest: span, the stretch of the video that is meant (end_s null: to its end);
+pictures, of one face each, that take the place of a video, each by its uri or its encoded bytes."""
 
 SEGMENT_ROW = pa.schema(
     [
-        *[f for f in VIDEO_ROW if f.name not in ("segments", "missing")],
+        *[f for f in VIDEO_ROW if f.name not in ("segments", "missing", "span")],
         *_columns(("segment", pa.int32()), ("n_segments", pa.int32())),
         *_columns(("start_s", pa.float64()), ("end_s", pa.float64())),
         *_maybe(
@@ -253,7 +260,7 @@ _cue = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("text", p
 
 FACES_ROW = pa.schema(
     [
-        *SEGMENT_ROW,
+        *[f for f in SEGMENT_ROW if f.name != "pictures"],
         pa.field("tracks", pa.list_(_track), nullable=False),
         pa.field("windows", pa.list_(_window), nullable=False),
         pa.field("n_dropped_tracks", pa.int32(), nullable=False),

@@ -11,7 +11,7 @@ from pipeline.errors import Reason
 
 _CARRIED = (
     *("video_id", "uri", "size", "corpus", "attempt"),
-    *("transcript_uri", "age", "gender", "race"),
+    *("transcript_uri", "age", "gender", "race", "pictures"),
 )
 _LEAST_BYTES_A_SECOND = 16  # a still picture at one frame a second takes more
 _UNKNOWN = {"duration_s": None, "fps": None, "width": None, "height": None, "codec": None}
@@ -35,12 +35,23 @@ def segment_rows(
         "codec": info.codec,
     }
     wanted = video["segments"]
-    return [
+    rows = [
+        _row(video, known, k, len(spans), start, end)
+        for k, (start, end) in enumerate(spans)
+        if wanted is None or k in wanted
+    ]
+    return [row for row in (_within(row, video["span"]) for row in rows) if row is not None]
+
+
+def _row(
+    video: dict[str, Any], known: dict[str, Any], index: int, count: int, start: float, end: float
+) -> dict[str, Any]:
+    return (
         {name: video[name] for name in _CARRIED}
         | known
         | {
-            "segment": k,
-            "n_segments": len(spans),
+            "segment": index,
+            "n_segments": count,
             "start_s": start,
             "end_s": end,
             "reason": None,
@@ -49,9 +60,21 @@ def segment_rows(
             "bytes_read": 0,
             "requests": 0,
         }
-        for k, (start, end) in enumerate(spans)
-        if wanted is None or k in wanted
-    ]
+    )
+
+
+def _within(row: dict[str, Any], span: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The part of a segment that lies in the span; None where there is none."""
+    if span is None:
+        return row
+    start = max(row["start_s"], span["start_s"] or 0.0)
+    end = min(row["end_s"], math.inf if span["end_s"] is None else span["end_s"])
+    return row | {"start_s": start, "end_s": end} if start < end else None
+
+
+def pictures_row(video: dict[str, Any]) -> dict[str, Any]:
+    """The one segment of a row whose pictures take the place of a video."""
+    return _row(video, _UNKNOWN, 0, 1, 0.0, math.inf)
 
 
 def _believable(duration_s: float | None, size: int | None) -> bool:
@@ -60,21 +83,7 @@ def _believable(duration_s: float | None, size: int | None) -> bool:
 
 def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
     """The one row of a video that cannot even be opened: segment 0 of 1."""
-    return (
-        {name: video[name] for name in _CARRIED}
-        | _UNKNOWN
-        | {
-            "segment": 0,
-            "n_segments": 1,
-            "start_s": 0.0,
-            "end_s": math.inf,
-            "reason": reason,
-            "detail": detail,
-            "failed": True,
-            "bytes_read": 0,
-            "requests": 0,
-        }
-    )
+    return failed_segment(_row(video, _UNKNOWN, 0, 1, 0.0, math.inf), reason, detail)
 
 
 def failed_segment(segment: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import LoadedModel, load_model
 from pipeline.models.language import IMAGE_TOKEN
-from pipeline.models.prompts import PromptTokens
+from pipeline.models.prompts import PromptTokens, Told
 from pipeline.models.scoring import LabelTrie
 
 
@@ -81,18 +81,23 @@ class EmoLlamaAnnotator:
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         out: list[Annotation | None] = [None] * len(windows)
-        groups: dict[tuple[int, tuple[tuple[str, str], ...]], list[int]] = {}
+        groups: dict[tuple[int, Told], list[int]] = {}
         for i, window in enumerate(windows):
-            told = tuple(sorted(window.attributes.items())) if self.use_attributes else ()
             frames = len(window.crops[self.view].pictures)
-            groups.setdefault((frames, told), []).append(i)
+            groups.setdefault((frames, self._told(window)), []).append(i)
         for (_, told), members in groups.items():
-            prompt = self.prompter.emotion(self.labels, dict(told))
+            prompt = self.prompter.emotion(self.labels, dict(told.attributes), told.transcript)
             forward = partial(self.forward, prompt=prompt, trie=LabelTrie.of(prompt.labels))
             made = self.batches.run([windows[i] for i in members], self.prepared, forward)
             for i, annotation in zip(members, made, strict=True):
                 out[i] = annotation
         return [annotation for annotation in out if annotation is not None]
+
+    def _told(self, window: WindowInput) -> Told:
+        """What of a window's context this model was tuned to read."""
+        attributes = tuple(sorted(window.attributes.items())) if self.use_attributes else ()
+        transcript = window.transcript if self.model_config.transcript else None
+        return Told(attributes=attributes, transcript=transcript)
 
     def prepared(self, batch: Sequence[WindowInput]) -> Pictures:
         views = [window.crops[self.view] for window in batch]

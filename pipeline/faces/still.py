@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.faces.align import ARCFACE_TEMPLATE, crop_matrix, cut, transform_points
 from pipeline.faces.detector import Detections, Frame
+from pipeline.faces.encoding import encode_crop
 from pipeline.faces.mtcnn import Mtcnn
+from pipeline.needs import Needs
 
 _SIDE = 144  # pixels the picture's short side is brought to: P-Net sees faces from 40 px up
 _PAD = 24  # mirrored border, since such crops often cut chin and forehead off
@@ -46,9 +51,42 @@ def find_still_face(picture: Frame, mtcnn: Mtcnn) -> Detections:
 
 
 def _middle(whole: NDArray[np.float32], features: NDArray[np.float32]) -> Detections:
-    from pipeline.faces.align import ARCFACE_TEMPLATE
-
     side = whole[0, 2:] - whole[0, :2]
     # A labelled crop usually shows a little more than ArcFace's: 10 % a side.
     points = whole[0, :2] + side * (0.1 + 0.8 * ARCFACE_TEMPLATE)
     return Detections(whole, np.zeros(1, np.float32), points[None].astype(np.float32), features)
+
+
+def still_window(pictures: list[Frame], mtcnn: Mtcnn, needs: Needs) -> dict[str, Any]:
+    """Pictures of one face, T of them in time order, as a window struct of schema.FACES_ROW, cut as the
+    face stage cuts frames of a video. They tell no time: the window lasts from 0 to 0."""
+    faces = [find_still_face(picture, mtcnn) for picture in pictures]
+    middle = len(pictures) // 2
+    both = list(zip(pictures, faces, strict=True))
+    crops, frames = [], []
+    for view in needs.crops:
+        shown = [both[middle]] if view.middle_only else both
+        cuts = []
+        for picture, face in shown:
+            matrix = crop_matrix(face.boxes[0], face.landmarks[0], view.spec)
+            points = transform_points(face.landmarks[0], matrix) + np.float32(0.5)
+            made = encode_crop(cut(picture, matrix, view.spec.size), "png")
+            cuts.append((made, (points / np.float32(view.spec.size)).ravel().tolist()))
+        crops.append({"pictures": [c for c, _ in cuts], "landmarks": [p for _, p in cuts]})
+    for frame_view in needs.frames:
+        side = (frame_view.size, frame_view.size)
+        seen = [pictures[middle]] if frame_view.middle_only else pictures
+        small = [cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in seen]
+        frames.append([encode_crop(np.asarray(one, np.uint8), "jpeg") for one in small])
+    return {
+        "track_id": 0,
+        "window": 0,
+        "start_s": 0.0,
+        "end_s": 0.0,
+        "n_interpolated": 0,
+        "bbox": {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0},
+        "n_frames": len(pictures),
+        "crops": crops,
+        "frames": frames,
+        "features": [face.features[0].tolist() for face in faces],
+    }

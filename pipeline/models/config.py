@@ -126,6 +126,7 @@ class EmoLlamaConfig(ModelConfig):
     mm_projector_type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
     context_token: bool = True  # False only to measure what it brings
     attributes: bool = False  # whether it was tuned with age, gender and race in the prompt
+    transcript: bool = False  # whether it was tuned with what is said in the prompt
 
     @property
     def crop(self) -> CropSpec:
@@ -135,7 +136,11 @@ class EmoLlamaConfig(ModelConfig):
 
     @property
     def needs(self) -> Needs:
-        return Needs(crops=(CropView(self.crop),), features=self.face_info is not None)
+        return Needs(
+            crops=(CropView(self.crop),),
+            features=self.face_info is not None,
+            transcript=self.transcript,
+        )
 
     @property
     def content_tokens(self) -> int:

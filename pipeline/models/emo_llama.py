@@ -107,7 +107,8 @@ class EmoLlama(nn.Module):
         return torch.cat([tokens, self.face_info(features, landmarks, frame_tokens)], dim=1)
 
     def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
-        """prompt_ids (m,) with one IMAGE_TOKEN, visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
+        """prompt_ids (m,) or (B, m) with one IMAGE_TOKEN each, visual_tokens (B, v, D) ->
+        (B, m - 1 + v, D)."""
         return spliced(self.language, prompt_ids, visual_tokens)
 
 

@@ -10,13 +10,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.errors import UserError
 from pipeline.models.language import IMAGE_TOKEN
+from pipeline.schema import ATTRIBUTES
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
-ATTRIBUTES = ("age", "gender", "race")
 
 
 def emotion_question(labels: tuple[str, ...]) -> str:
@@ -34,6 +34,23 @@ def attribute_sentence(attributes: Mapping[str, str]) -> str:
     if not known:
         return ""
     return f"The person is of {', '.join(known)}; consider how groups differ in expression. "
+
+
+def transcript_sentence(transcript: str | None) -> str:
+    """What the person says, for a model that was tuned to read it; empty where nothing is said."""
+    said = " ".join((transcript or "").split())
+    return f'The person says: "{said}". ' if said else ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an example asks beside its pictures, and the answer. question null: the emotion question of
+    the label set; answer null: the label; attributes: (name, value) of what is known of the person."""
+
+    question: str | None = None
+    answer: str | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
+    transcript: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,18 +76,30 @@ class Prompter:
         self.bos, self.eos = bos, eos
 
     def emotion(
-        self, labels: tuple[str, ...], attributes: Mapping[str, str] | None = None
+        self,
+        labels: tuple[str, ...],
+        attributes: Mapping[str, str] | None = None,
+        transcript: str | None = None,
     ) -> PromptTokens:
         """The prompt that asks for one label of `labels`."""
-        question = emotion_question(labels)
-        asked = attribute_sentence(attributes or {}) + question
+        return self.asked(emotion_question(labels), labels, attributes, transcript)
+
+    def asked(
+        self,
+        question: str,
+        answers: tuple[str, ...],
+        attributes: Mapping[str, str] | None = None,
+        transcript: str | None = None,
+    ) -> PromptTokens:
+        """The prompt that asks any question; its labels are the possible answers."""
+        context = transcript_sentence(transcript) + attribute_sentence(attributes or {})
         before = self.encode(f"{SYSTEM} USER: ")
-        tail = f"\n{asked} ASSISTANT:"
+        tail = f"\n{context}{question} ASSISTANT:"
         after = self.encode(tail)
-        answers = tuple(self._continuation(tail, after, f" {label}") for label in labels)
+        spelled = tuple(self._continuation(tail, after, f" {answer}") for answer in answers)
         return PromptTokens(
             ids=(self.bos, *before, IMAGE_TOKEN, *after),
-            labels=answers,
+            labels=spelled,
             question=self._question_ids(question),
         )
 

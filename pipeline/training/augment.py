@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.faces.align import MIRRORED_POINTS
-from pipeline.training.faces import FIELD
+from pipeline.training.examples import FIELD
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def augmented_clips(
     generator: torch.Generator,
     jitter: Jitter = Jitter(),
 ) -> Clips:
-    """canvas (B, C, S, S) uint8, landmarks (B, 5, 2) in canvas pixels -> clips of `frames` views."""
+    """canvas (B, T, C, S, S) uint8, landmarks (B, T, 5, 2) in canvas pixels -> clips of `frames` views:
+    of the one picture where T is 1, else of each of T = `frames`."""
     batch = len(canvas)
 
     def spread(scale: float, *shape: int) -> Tensor:
@@ -78,10 +79,10 @@ def augmented_clips(
 
 
 def plain_clips(canvas: Tensor, landmarks: Tensor, size: int, *, mirrored: bool = False) -> Clips:
-    """The one aligned view of each canvas, as the face stage cuts it: T = 1."""
-    zero = torch.zeros(len(canvas), 1)
-    flip = torch.full((len(canvas), 1), mirrored)
-    return _warp(canvas, landmarks, size, zero, zero, torch.zeros(len(canvas), 1, 2), flip)
+    """The aligned view of each canvas (B, T, C, S, S), as the face stage cuts it."""
+    zero = torch.zeros(canvas.shape[:2])
+    flip = torch.full(canvas.shape[:2], mirrored)
+    return _warp(canvas, landmarks, size, zero, zero, torch.zeros(*canvas.shape[:2], 2), flip)
 
 
 def _warp(
@@ -95,6 +96,15 @@ def _warp(
 ) -> Clips:
     """Samples crops; angle, log_scale, mirrored (B, T), shift (B, T, 2) in half crop sides."""
     batch, frames = angle.shape
+    if canvas.shape[1] > 1:
+        given = (canvas, landmarks, angle, log_scale, shift, mirrored)
+        each, points, *moves = (part.flatten(0, 1)[:, None] for part in given)
+        clips = _warp(each, points, size, *moves)
+        unflat = (batch, frames)
+        return Clips(
+            clips.pixels[:, 0].unflatten(0, unflat), clips.landmarks[:, 0].unflatten(0, unflat)
+        )
+    canvas, landmarks = canvas[:, 0], landmarks[:, 0]
     cos, sin = torch.cos(angle), torch.sin(angle)
     zoom = torch.exp(log_scale)
     flip = torch.where(mirrored, -1.0, 1.0)

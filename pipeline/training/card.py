@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ by `emolake tune`. It reads the apparent facial expression of aligned face crops
 with one of: {", ".join(labels)}.
 
 ## Training
-Data: `{config.data.train.name}`, {train} labelled pictures; every face found by MTCNN, aligned by
+Data: `{Path(config.data.train).name}`, {train} labelled pictures; every face found by MTCNN, aligned by
 its five points and cut as the face stage cuts it. Seed {config.seed}. Stages:
 {stages}
 
@@ -41,7 +42,7 @@ A clip is several augmented views of one picture: the model has seen motion of t
 an expression.
 
 ## How well it does
-On `{config.data.valid.name}` ({scores.n} pictures, also used to choose the weights and to fit the
+On `{Path(config.data.valid).name}` ({scores.n} pictures, also used to choose the weights and to fit the
 temperature stored in config.json): accuracy {_percent(scores.war)},
 UAR {_percent(scores.uar)}, macro F1 {_percent(scores.macro_f1)}, ECE {scores.ece:.3f}.
 

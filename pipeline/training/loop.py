@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,18 +16,23 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.training.augment import Clips, augmented_clips, plain_clips
-from pipeline.training.faces import LabelledFaces
+from pipeline.training.batches import Batch, augmented_batches, plain_batches
+from pipeline.training.examples import Examples
 from pipeline.training.metrics import Scores, classification_scores
+from pipeline.training.parallel import Team
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+_SCORED_TOGETHER = 256
 
 
 class StageConfig(BaseModel):
     """One pass of training. `stem` trains the convolutional stem as a plain classifier; `model`
-    trains the whole model to answer, from the stem the stage before left."""
+    trains the whole model to answer, from the stem the stage before left. batch_size: of a step, over
+    all processes; each goes through its share in `accumulate` parts. gradient_checkpointing: activations
+    are computed again on the way back, which saves memory and costs a third more time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,52 +51,57 @@ class StageConfig(BaseModel):
     gradient_clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     checkpoint_steps: int = Field(200, gt=0)
+    accumulate: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
 
 
 class Trainable(Protocol):
-    """What the loop trains: a module that scores clips over the label set."""
+    """What the loop trains: a module whose forward gives losses, and that scores clips over the label
+    set."""
 
     size: int
 
-    def log_scores(self, clips: Clips, features: Tensor) -> Tensor:
-        """(B, L) log-probabilities, normalised over the label set."""
+    def forward(self, batch: Batch, weights: Tensor, smoothing: float) -> Tensor:
+        """(B,) loss of each example; weights (L,) per class."""
         ...
 
-    def loss(
-        self, clips: Clips, features: Tensor, target: Tensor, weights: Tensor, smoothing: float
-    ) -> Tensor:
-        """Scalar; target (B,) label indices, weights (L,) per class."""
+    def log_scores(self, batch: Batch) -> Tensor:
+        """(B, L) log-probabilities, normalised over the label set."""
         ...
 
 
 def train_stage(
     module: nn.Module,
-    train: LabelledFaces,
-    valid: LabelledFaces,
+    train: Examples,
+    valid: Examples,
     stage: StageConfig,
     *,
     seed: int,
     folder: Path,
-    device: torch.device,
+    team: Team,
     log: Callable[[str], None],
+    report: Callable[[dict[str, float]], None] = lambda _: None,
+    tensorboard: bool = False,
 ) -> Scores:
-    """Trains `module` (a Trainable) in place and leaves it with the averaged weights of best validation UAR.
+    """Trains `module` (a Trainable) in place and leaves it with the averaged weights of best validation
+    UAR.
 
     Data order, frame count and augmentation of a step follow from (seed, step) alone, and the
     checkpoint holds weights, average, optimizer and step, so a killed run goes on as if it had not
-    been. Writes `folder`/<stage>-{checkpoint.pt,best.safetensors,metrics.jsonl}.
+    been. Writes `folder`/<stage>-{checkpoint.pt,best.safetensors,metrics.jsonl}; report: what is
+    measured after each epoch, in every process of the team.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}-checkpoint.pt"
     best_file = folder / f"{stage.name}-best.safetensors"
-    metrics_file = folder / f"{stage.name}-metrics.jsonl"
+    device = team.device
     module.to(device)
     frozen = _set_frozen(module, stage)
     average = AveragedModel(module, multi_avg_fn=_moving_average(stage.ema_decay), use_buffers=True)
     optimizer = torch.optim.AdamW(
         _parameter_groups(module, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay
     )
-    per_epoch = len(train) // stage.batch_size
+    per_epoch = max(len(train) // stage.batch_size, 1)
     total = per_epoch * stage.epochs
     step, best = 0, -1.0
     if checkpoint.exists():
@@ -100,46 +110,34 @@ def train_stage(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step, best = state["step"], state["best"]
-        _forget_after(metrics_file, step)
         log(f"{stage.name}: resuming at step {step} of {total}")
-    counts = np.bincount(train.labels, minlength=int(train.labels.max()) + 1)
-    weights = torch.tensor(
-        (counts.mean() / np.maximum(counts, 1)) ** stage.class_balance, dtype=torch.float32
-    ).to(device)
+    team.wait()
+    metrics = MetricsLog(folder, stage.name, step, tensorboard) if team.leads else None
+    weights = _class_weights(train, stage).to(device)
+    joined = team.joined(module)
     started = time.monotonic()
     while step < total:
-        batch = _batch_rows(train, stage, seed, step, per_epoch)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout draws from the global generator
-        frames = stage.frames[int(torch.randint(len(stage.frames), (1,), generator=generator))]
-        clips = augmented_clips(
-            _canvas(train, batch),
-            torch.from_numpy(train.landmarks[batch]),
-            frames,
-            _trainable(module).size,
-            generator,
-        )
-        features = torch.from_numpy(train.features[batch])
-        target = torch.from_numpy(train.labels[batch]).to(device)
         rate = stage.learning_rate * _schedule(step, total, stage.warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         module.train()
         for part in frozen:
             part.eval()
-        with _autocast(device, stage.precision):
-            loss = _trainable(module).loss(
-                _to(clips, device), features.to(device), target, weights, stage.label_smoothing
-            )
+        rows = _batch_rows(train, stage, seed, step, per_epoch)
+        own = seed * 1_000_003 + step + team.rank * 15_485_863
+        generator = torch.Generator().manual_seed(own)
+        torch.manual_seed(own)  # dropout draws from the global generator
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = _backward(joined, train, rows, stage, weights, generator, team)
         nn.utils.clip_grad_norm_(module.parameters(), stage.gradient_clip)
         optimizer.step()
         average.update_parameters(module)
         step += 1
-        record: dict[str, float | int] = {"step": step, "loss": float(loss.detach()), "lr": rate}
-        if step % per_epoch == 0 or step == total:
-            measured = _measured(average.module, valid, device, stage.precision)
+        record: dict[str, float | int] = {"step": step, "loss": loss, "lr": rate}
+        epoch_ends = step % per_epoch == 0 or step == total
+        if epoch_ends:
+            team.alike(average)
+            measured = _measured(average.module, valid, team, stage.precision)
             record |= {"war": measured.war, "uar": measured.uar}
             elapsed = time.monotonic() - started
             log(
@@ -148,53 +146,93 @@ def train_stage(
             )
             if measured.uar > best:
                 best = measured.uar
-                _save(average.module, best_file)
-        with metrics_file.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
-        if step % stage.checkpoint_steps == 0 or step == total or step % per_epoch == 0:
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(
-                {
-                    "module": module.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "best": best,
-                },
-                partial,
-            )
-            partial.replace(checkpoint)
+                if team.leads:
+                    _save(average.module, best_file)
+        if metrics is not None:
+            metrics.write(record)
+            if epoch_ends or step % stage.checkpoint_steps == 0:
+                _save_checkpoint(checkpoint, module, average, optimizer, step, best)
+        if epoch_ends:
+            report({"step": step, "loss": loss, "war": measured.war, "uar": measured.uar})
+    team.wait()
     module.load_state_dict(load_file(best_file, device=str(device)))
-    return _measured(module, valid, device, stage.precision)
+    return _measured(module, valid, team, stage.precision)
+
+
+def _backward(
+    joined: nn.Module,
+    train: Examples,
+    rows: NDArray[np.int64],
+    stage: StageConfig,
+    weights: Tensor,
+    generator: torch.Generator,
+    team: Team,
+) -> float:
+    """Gradients of the batch `rows`: this process' share of it, in `accumulate` parts. The loss of the
+    share."""
+    frames = stage.frames[int(torch.randint(len(stage.frames), (1,), generator=generator))]
+    size = _trainable(joined).size
+    shares = np.array_split(rows, team.size)
+    parts = [part for part in np.array_split(shares[team.rank], stage.accumulate) if len(part)]
+    batches = [
+        batch
+        for part in parts
+        for batch in augmented_batches(train.select(part), frames, size, generator)
+    ]
+    # The mean over the team's processes is taken as they join: each scales by what the whole has.
+    scale = team.size / len(rows)
+    loss = 0.0
+    for k, batch in enumerate(batches):
+        last = k == len(batches) - 1
+        with ExitStack() as quiet:
+            if isinstance(joined, DistributedDataParallel) and not last:
+                quiet.enter_context(joined.no_sync())
+            with _autocast(team.device, stage.precision):
+                each = joined(batch.to(team.device), weights, stage.label_smoothing)
+            part_loss = each.sum() * scale
+            part_loss.backward()
+        loss += float(part_loss.detach())
+    return loss
+
+
+def _class_weights(train: Examples, stage: StageConfig) -> Tensor:
+    """(L,) by how rare a class is, to the power class_balance."""
+    known = train.labels[train.labels >= 0]
+    counts = np.bincount(known, minlength=int(known.max(initial=0)) + 1)
+    return torch.tensor(
+        (counts.mean() / np.maximum(counts, 1)) ** stage.class_balance, dtype=torch.float32
+    )
 
 
 @torch.no_grad()
 def class_scores(
-    module: nn.Module, faces: LabelledFaces, device: torch.device, precision: str
+    module: nn.Module, examples: Examples, team: Team, precision: str
 ) -> NDArray[np.float64]:
-    """(N, L) log-probabilities of the plain aligned view of each face."""
+    """(N, L) log-probabilities of the plain aligned view of each example, a share in each process."""
     module.eval()
-    rows = []
-    for start in range(0, len(faces), 256):
-        batch = np.arange(start, min(start + 256, len(faces)))
-        clips = plain_clips(
-            _canvas(faces, batch), torch.from_numpy(faces.landmarks[batch]), _trainable(module).size
-        )
-        features = torch.from_numpy(faces.features[batch]).to(device)
-        with _autocast(device, precision):
-            rows.append(_trainable(module).log_scores(_to(clips, device), features).float().cpu())
-    return torch.cat(rows).double().numpy()
+    mine = np.arange(team.rank, len(examples), team.size)
+    told: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+    for start in range(0, len(mine), _SCORED_TOGETHER):
+        rows = mine[start : start + _SCORED_TOGETHER]
+        for batch in plain_batches(examples.select(rows), _trainable(module).size):
+            with _autocast(team.device, precision):
+                scores = _trainable(module).log_scores(batch.to(team.device))
+            told.append((rows[batch.rows], scores.float().cpu().double().numpy()))
+    shares = [share for of_one in team.gathered(told) for share in of_one]
+    out = np.empty((len(examples), shares[0][1].shape[1]))
+    for rows, values in shares:
+        out[rows] = values
+    return out
 
 
-def _measured(
-    module: nn.Module, faces: LabelledFaces, device: torch.device, precision: str
-) -> Scores:
-    log_scores = class_scores(module, faces, device, precision)
-    return classification_scores(np.exp(log_scores), faces.labels)
+def _measured(module: nn.Module, examples: Examples, team: Team, precision: str) -> Scores:
+    log_scores = class_scores(module, examples, team, precision)
+    return classification_scores(np.exp(log_scores), examples.labels)
 
 
 def _trainable(module: nn.Module) -> Trainable:
-    return module  # type: ignore[return-value]
+    plain = module.module if isinstance(module, DistributedDataParallel) else module
+    return plain  # type: ignore[return-value]
 
 
 def _parameter_groups(module: nn.Module, stage: StageConfig) -> list[dict[str, object]]:
@@ -211,11 +249,51 @@ def _parameter_groups(module: nn.Module, stage: StageConfig) -> list[dict[str, o
     ]
 
 
-def _forget_after(metrics_file: Path, step: int) -> None:
-    """Drops the records of steps that a kill undid and that will be done again."""
-    lines = metrics_file.read_text().splitlines() if metrics_file.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    metrics_file.write_text("".join(f"{line}\n" for line in kept))
+class MetricsLog:
+    """What is measured step by step: JSONL, and TensorBoard's events where asked for."""
+
+    def __init__(self, folder: Path, stage: str, step: int, tensorboard: bool) -> None:
+        """Drops the records after `step`: of steps that a kill undid and that will be done again."""
+        self._file = folder / f"{stage}-metrics.jsonl"
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self._file.write_text("".join(f"{line}\n" for line in kept))
+        self._events = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step)
+
+    def write(self, record: Mapping[str, float | int]) -> None:
+        with self._file.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, int(record["step"]))
+            self._events.flush()
+
+
+def _save_checkpoint(
+    path: Path,
+    module: nn.Module,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    best: float,
+) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "module": module.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "best": best,
+        },
+        partial,
+    )
+    partial.replace(path)
 
 
 def _set_frozen(module: nn.Module, stage: StageConfig) -> list[nn.Module]:
@@ -227,19 +305,11 @@ def _set_frozen(module: nn.Module, stage: StageConfig) -> list[nn.Module]:
 
 
 def _batch_rows(
-    faces: LabelledFaces, stage: StageConfig, seed: int, step: int, per_epoch: int
+    train: Examples, stage: StageConfig, seed: int, step: int, per_epoch: int
 ) -> NDArray[np.int64]:
     epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(len(faces))
+    order = np.random.default_rng((seed, epoch)).permutation(len(train))
     return np.sort(order[position * stage.batch_size : (position + 1) * stage.batch_size])
-
-
-def _canvas(faces: LabelledFaces, rows: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(faces.canvas[rows]).permute(0, 3, 1, 2)
-
-
-def _to(clips: Clips, device: torch.device) -> Clips:
-    return Clips(clips.pixels.to(device), clips.landmarks.to(device))
 
 
 def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

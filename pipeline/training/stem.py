@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.vision import ConvStem
-from pipeline.training.augment import Clips
+from pipeline.training.batches import Batch
 
 
 class StemClassifier(nn.Module):
@@ -27,15 +27,18 @@ class StemClassifier(nn.Module):
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def log_scores(self, clips: Clips, features: Tensor) -> Tensor:  # noqa: ARG002
-        pixels = (clips.pixels[:, 0] - self.mean) / self.std  # type: ignore[operator]
+    def log_scores(self, batch: Batch) -> Tensor:
+        pixels = (batch.clips.pixels[:, 0] - self.mean) / self.std  # type: ignore[operator]
         pooled = self.stem(pixels.contiguous(memory_format=torch.channels_last)).mean((2, 3))
         scores: Tensor = self.head(pooled).float().log_softmax(-1)
         return scores
 
-    def loss(
-        self, clips: Clips, features: Tensor, target: Tensor, weights: Tensor, smoothing: float
-    ) -> Tensor:
-        scores = self.log_scores(clips, features)
-        hit = nn.functional.nll_loss(scores, target, weights)
-        return (1 - smoothing) * hit - smoothing * scores.mean()
+    def forward(self, batch: Batch, weights: Tensor, smoothing: float) -> Tensor:
+        """(B,) losses; an example without a label has none."""
+        scores = self.log_scores(batch)
+        known = (batch.labels >= 0).to(scores.dtype)
+        target = batch.labels.clamp_min(0)
+        hit = nn.functional.nll_loss(scores, target, weights, reduction="none")
+        # As nn.functional's own mean takes it: over the weights, not the examples.
+        hit = hit / weights[target].mean()
+        return known * ((1 - smoothing) * hit - smoothing * scores.mean(1))

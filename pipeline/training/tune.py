@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
+from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
 from pipeline.labels import LABEL_SETS, label_set
@@ -26,50 +30,63 @@ from pipeline.models.prompts import (
     emotion_question,
     train_tokenizer,
 )
+from pipeline.training.adapter import AdapterConfig, adapted, merge_adapter, save_adapter
 from pipeline.training.card import model_card
-from pipeline.training.faces import LabelledFaces, prepare_faces
+from pipeline.training.examples import Examples, FindFaces, pictures_here, read_examples
 from pipeline.training.instruct import InstructionTuner
 from pipeline.training.loop import StageConfig, class_scores, train_stage
 from pipeline.training.metrics import Scores, classification_scores
+from pipeline.training.parallel import Team
 from pipeline.training.stem import StemClassifier
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 class DataConfig(BaseModel):
-    """Parquet tables with columns `image` (encoded bytes) and `label`; `cache` is the folder that
-    keeps the faces found in them, for other runs on the same tables (default: the output's)."""
+    """Labelled tables or instruction records (Parquet, CSV, JSONL; a file or fsspec URI): `image`, `uri`
+    or `frames`, with `label`, or `question` and `answer`, or both. frames: at most so many of a video's
+    are kept. cache: the folder that keeps the faces found, for other runs on the same tables (default:
+    the output's)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: Path
-    valid: Path
+    train: str
+    valid: str
+    frames: int = Field(8, ge=1, le=64)
     cache: Path | None = None
+
+    @field_validator("train", "valid", mode="before")
+    @classmethod
+    def _as_text(cls, given: object) -> object:
+        return str(given) if isinstance(given, Path) else given
 
 
 class StartConfig(BaseModel):
-    """Weights to start from: a model's, or of it only the tensors whose names begin so."""
+    """Weights to start from: a model's, or of it only the tensors whose names begin so; adapter: the
+    folder of one that was tuned on that model, merged into it first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     only: tuple[str, ...] = ()
+    adapter: Path | None = None
 
 
-class AdapterConfig(BaseModel):
-    """LoRA (Hu et al. 2021) on the language model. Face Info Mining and the projections into the language
-    model are trained in full beside it; the vision side and the Q-Former stand still."""
+class WorkersConfig(BaseModel):
+    """Processes that train together under Ray Train, on a cluster that shares the output's file system.
+    One worker without a cluster is the command's own process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    count: int = Field(1, ge=1)
+    cpus: float = Field(1.0, gt=0)
+    gpus: float = Field(0.0, ge=0)
+    max_failures: int = Field(3, ge=0)
 
 
 class TuneConfig(BaseModel):
-    """All that decides what comes out of `emolake tune`. model: left out, that of `start.model`."""
+    """All that decides what comes out of `emolake tune`. model: left out, that of `start.model`. reads:
+    what of an example's context enters its prompt (default: what the model to start from reads)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,13 +96,18 @@ class TuneConfig(BaseModel):
     adapter: AdapterConfig | None = None
     data: DataConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    reads: tuple[Literal["attributes", "transcript"], ...] | None = None
     seed: int = Field(0, ge=0)
+    tensorboard: bool = False
+    workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         whole = self.start is not None and not self.start.only
         if self.model is None and not whole:
             raise ValueError("name the sizes in `model`, or a whole model in `start.model`")
+        if self.start is not None and self.start.adapter is not None and not whole:
+            raise ValueError("`start.adapter` adapts a whole model; leave `start.only` out")
         if self.adapter is not None:
             if not whole:
                 raise ValueError("`adapter` adapts a whole model; name it in `start.model`")
@@ -104,23 +126,63 @@ class TuneConfig(BaseModel):
         if made is None:
             assert self.start is not None
             made = EmoLlamaConfig.read(model_folder(self.start.model))
-        return made.model_copy(update={"name": self.name} if self.name else {})
+        changes: dict[str, object] = {"name": self.name} if self.name else {}
+        if self.reads is not None:
+            changes |= {what: what in self.reads for what in ("attributes", "transcript")}
+        return made.model_copy(update=changes)
 
 
-def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores:
+@dataclass(frozen=True)
+class Tuned:
+    """What came out of a run. skipped: rows of both tables that were left out, by reason."""
+
+    scores: Scores
+    skipped: dict[str, int]
+
+
+def prepare(
+    config: TuneConfig, output: Path, find: FindFaces, log: Callable[[str], None]
+) -> tuple[Examples, Examples]:
+    """The examples of both tables; found once, they are kept for the processes that train on them."""
+    model = config.network
+
+    def examples(uri: str) -> Examples:
+        return read_examples(
+            uri,
+            label_set(model.label_set),
+            model.crop,
+            grayscale=model.processor.grayscale,
+            cache=config.data.cache or output / "training",
+            find=find,
+            log=log,
+        )
+
+    train, valid = examples(config.data.train), examples(config.data.valid)
+    labelled = np.nonzero(valid.labels >= 0)[0]
+    if not len(labelled):
+        raise UserError(f"{config.data.valid} has no labels; the best weights are chosen by them")
+    return train, valid.select(labelled)
+
+
+def tune(
+    config: TuneConfig,
+    output: Path,
+    log: Callable[[str], None],
+    find: FindFaces = pictures_here,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
+) -> Tuned:
     """Trains a model, from nothing or from another, and writes the folder `output` that `--model` takes;
     with `adapter` also `output`/adapter, in peft's layout.
 
     Progress, checkpoints and prepared faces stand under `output`/training; started again after a
-    kill it goes on from the last checkpoint.
+    kill it goes on from the last checkpoint. In processes that torch.distributed has joined, each calls
+    it and the first one writes.
     """
-    work = output / "training"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    team = Team.here()
+    told = log if team.leads else lambda _: None
     model = config.network
     labels = label_set(model.label_set)
-    cache = config.data.cache or work
-    train = _faces(config.data.train, model, cache, log)
-    valid = _faces(config.data.valid, model, cache, log)
+    train, valid = prepare(config, output, find, told)
     torch.manual_seed(config.seed)
     # Plain attention trains faster than the fused kernel's backward on such short sequences.
     network = EmoLlama(model, attention="eager")
@@ -128,63 +190,48 @@ def tune(config: TuneConfig, output: Path, log: Callable[[str], None]) -> Scores
         _start_from(config.start, network)
     prompter = _prompter(config)
     if config.adapter is not None:
-        network = adapted(network, config.adapter)
+        assert config.start is not None
+        network = adapted(network, config.adapter, config.start.model)
     for stage in config.stages:
+        _checkpoint_gradients(network, stage.gradient_checkpointing)
+        tuned: nn.Module = InstructionTuner(network, prompter, labels)
         if stage.trains == "stem":
             torch.manual_seed(config.seed)
-            classifier = StemClassifier(model, len(labels))
-            train_stage(
-                classifier,
-                train,
-                valid,
-                stage,
-                seed=config.seed,
-                folder=work,
-                device=device,
-                log=log,
-            )
+            tuned = StemClassifier(model, len(labels))
+        train_stage(
+            tuned,
+            train,
+            valid,
+            stage,
+            seed=config.seed,
+            folder=output / "training",
+            team=team,
+            log=told,
+            report=report,
+            tensorboard=config.tensorboard,
+        )
+        if isinstance(tuned, StemClassifier):
             stem = network.vision.model.get_submodule("embeddings.stem")
-            stem.load_state_dict(classifier.stem.state_dict())
-        else:
-            tuner = InstructionTuner(network, prompter, labels)
-            train_stage(
-                tuner, train, valid, stage, seed=config.seed, folder=work, device=device, log=log
-            )
-    if config.adapter is not None:
-        network.language.save_pretrained(str(output / "adapter"))
+            stem.load_state_dict(tuned.stem.state_dict())
+    if config.adapter is not None and team.leads:
+        network = save_adapter(network, output / "adapter")
+    elif config.adapter is not None:
         network.language = network.language.merge_and_unload()  # type: ignore[operator]
-    network, scores = _calibrated(network, prompter, valid, labels)
-    card = model_card(config, scores, labels, train=len(train))
-    save_model(output, network, prompter, card)
-    return scores
+    network, scores = _calibrated(network, prompter, valid, labels, team)
+    if team.leads:
+        card = model_card(config, scores, labels, train=len(train))
+        save_model(output, network, prompter, card)
+    skipped = Counter(train.skipped) + Counter(valid.skipped)
+    return Tuned(scores, dict(skipped))
 
 
-def adapted(network: EmoLlama, config: AdapterConfig) -> EmoLlama:
-    """The network with LoRA in its language model and nothing trainable but that, Face Info Mining and
-    the projections. UserError where peft is missing or a target is no layer."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UserError("adapter needs peft: pip install 'emolake[tune]'") from None
-
-    network.requires_grad_(False)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-    )
-    try:
-        network.language = get_peft_model(network.language, lora)  # type: ignore[assignment]
-    except ValueError as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"adapter.targets: {words}") from None
-    projections = (network.text_projection, network.key_projection)
-    for part in (*projections, network.value_projection, network.content_projection):
-        part.requires_grad_(True)
-    if network.face_info is not None:
-        network.face_info.requires_grad_(True)
-    return network
+def _checkpoint_gradients(network: EmoLlama, wanted: bool) -> None:
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+            if wanted:
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                module.gradient_checkpointing_disable()
 
 
 def _prompter(config: TuneConfig) -> Prompter:
@@ -213,20 +260,8 @@ def _start_from(start: StartConfig, network: EmoLlama) -> None:
                 f"start.model: {name} has shape {tuple(tensor.shape)}, the model to tune {have}"
             )
     network.load_state_dict(chosen, strict=False)
-
-
-def _faces(
-    path: Path, model: EmoLlamaConfig, cache: Path, log: Callable[[str], None]
-) -> LabelledFaces:
-    faces = prepare_faces(
-        path,
-        label_set(model.label_set),
-        model.crop,
-        grayscale=model.processor.grayscale,
-        cache=cache,
-    )
-    log(f"{path.name}: {len(faces)} faces")
-    return faces
+    if start.adapter is not None:
+        merge_adapter(network, start.adapter, start.model)
 
 
 def _texts() -> list[str]:
@@ -239,13 +274,12 @@ def _texts() -> list[str]:
 
 
 def _calibrated(
-    network: EmoLlama, prompter: Prompter, valid: LabelledFaces, labels: tuple[str, ...]
+    network: EmoLlama, prompter: Prompter, valid: Examples, labels: tuple[str, ...], team: Team
 ) -> tuple[EmoLlama, Scores]:
     """Fits the temperature on the validation faces in float32, as inference computes."""
     network = network.float()
     tuner = InstructionTuner(network, prompter, labels)
-    device = next(network.parameters()).device
-    log_scores = class_scores(tuner.to(device), valid, device, "float32")
+    log_scores = class_scores(tuner.to(team.device), valid, team, "float32")
     temperature = fit_temperature(log_scores, valid.labels)
     config = network.config.model_copy(update={"temperature": round(temperature, 4)})
     network.config = config

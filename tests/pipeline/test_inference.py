@@ -12,17 +12,15 @@ from pipeline.annotators.base import FaceCrops, WindowInput
 from pipeline.annotators.batches import MicroBatches
 from pipeline.annotators.emo_llama import EmoLlamaAnnotator
 from pipeline.config import AnnotatorConfig
-from pipeline.faces.align import CropSpec
-from pipeline.faces.encoding import encode_crop
+from pipeline.faces.encoding import decode_picture, encode_crop
 from pipeline.faces.mtcnn import Mtcnn
-from pipeline.faces.still import find_still_face
+from pipeline.faces.still import still_window
 from pipeline.models.catalog import DEFAULT_MODEL
 from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import save_model
 from pipeline.models.prompts import Prompter, train_tokenizer
 from pipeline.models.scoring import LabelTrie
-from pipeline.training.faces import decode_picture
 from tests.pipeline.test_models import small_config
 
 
@@ -115,7 +113,7 @@ def test_bfloat16_says_what_float32_says_of_real_faces(fer2013) -> None:
     fast = EmoLlamaAnnotator(DEFAULT_MODEL, AnnotatorConfig(precision="bfloat16"))
     assert next(fast.network.parameters()).dtype == torch.bfloat16
     rows = pq.read_table(fer2013 / "fer2013_valid.parquet", columns=["image"])["image"]
-    windows = [still_window(exact, image) for image in rows[:200].to_pylist()]
+    windows = [window_of(exact, image) for image in rows[:200].to_pylist()]
     one, other = scores(exact, windows), scores(fast, windows)
     close = np.abs(one - other).max(1)
     assert np.median(close) < 1e-2
@@ -128,18 +126,9 @@ def test_bfloat16_says_what_float32_says_of_real_faces(fer2013) -> None:
 _MTCNN = Mtcnn()
 
 
-def still_window(annotator: EmoLlamaAnnotator, image: bytes) -> WindowInput:
-    from pipeline.faces.align import crop_matrix, cut, transform_points
-
-    picture = decode_picture(image)
-    face = find_still_face(picture, _MTCNN)
-    spec: CropSpec = annotator.view.spec
-    matrix = crop_matrix(face.boxes[0], face.landmarks[0], spec)
-    crop = encode_crop(cut(picture, matrix, spec.size), "png")
-    points = transform_points(face.landmarks[0], matrix) / spec.size
-    return WindowInput(
-        {annotator.view: FaceCrops([crop], points[None].astype(np.float32))}, face.features[:1]
-    )
+def window_of(annotator: EmoLlamaAnnotator, image: bytes) -> WindowInput:
+    made = still_window([decode_picture(image)], _MTCNN, annotator.needs)
+    return WindowInput.of(made, annotator.needs, {})
 
 
 def test_eight_bit_weights_say_nearly_the_same() -> None:

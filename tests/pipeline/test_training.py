@@ -13,10 +13,19 @@ from pipeline.models.catalog import DEFAULT_MODEL
 from pipeline.models.config import EmoLlamaConfig, VisionConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import load_model
-from pipeline.training.augment import Jitter, augmented_clips, plain_clips
-from pipeline.training.faces import LabelledFaces, canvas_side, crop_to_canvas, prepare_faces
+from pipeline.training.augment import Jitter, augmented_clips
+from pipeline.training.batches import augmented_batches, plain_batches
+from pipeline.training.examples import (
+    RESOLUTION,
+    Examples,
+    FindFaces,
+    canvas_spec,
+    pictures_here,
+    read_examples,
+)
 from pipeline.training.loop import StageConfig, train_stage
 from pipeline.training.metrics import classification_scores
+from pipeline.training.parallel import Team
 from pipeline.training.stem import StemClassifier
 from pipeline.training.tune import TuneConfig, fit_temperature, tune
 from tests.pipeline.test_models import small_config
@@ -26,7 +35,7 @@ TWO = ("happiness", "surprise")
 
 
 @pytest.fixture(scope="module")
-def faces(fer2013, tmp_path_factory) -> LabelledFaces:
+def faces(fer2013, tmp_path_factory) -> Examples:
     """A few hundred real faces, happy and surprised."""
     folder = tmp_path_factory.mktemp("faces")
     table = pq.read_table(fer2013 / "fer2013_valid.parquet", columns=["image", "label"])
@@ -34,7 +43,13 @@ def faces(fer2013, tmp_path_factory) -> LabelledFaces:
         i for i, label in enumerate(table["label"].to_pylist()) if label in ("happy", "surprise")
     ]
     pq.write_table(table.take(wanted[:400]), folder / "few.parquet")
-    return prepare_faces(folder / "few.parquet", TWO, config().crop, grayscale=True, cache=folder)
+    return examples(folder / "few.parquet", folder)
+
+
+def examples(table: Path, folder: Path, find: FindFaces = pictures_here) -> Examples:
+    return read_examples(
+        str(table), TWO, config().crop, grayscale=True, cache=folder, find=find, log=lambda _: None
+    )
 
 
 def config() -> EmoLlamaConfig:
@@ -42,11 +57,8 @@ def config() -> EmoLlamaConfig:
     return EmoLlamaConfig(vision=vision)
 
 
-def split(faces: LabelledFaces) -> tuple[LabelledFaces, LabelledFaces]:
-    parts = []
-    for rows in (slice(0, 300), slice(300, 400)):
-        parts.append(LabelledFaces(**{name: value[rows] for name, value in vars(faces).items()}))
-    return parts[0], parts[1]
+def split(faces: Examples) -> tuple[Examples, Examples]:
+    return faces.select(np.arange(300)), faces.select(np.arange(300, 400))
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -54,11 +66,11 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in map(json.loads, lines)]
 
 
-def train(faces: LabelledFaces, folder: Path, stop_after: int | None = None) -> float:
+def train(faces: Examples, folder: Path, stop_after: int | None = None) -> float:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     stage = StageConfig(
-        name="stem", trains="stem", epochs=6, batch_size=50, warmup_steps=5, learning_rate=3e-3,
+        name="stem", trains="stem", epochs=10, batch_size=50, class_balance=1.0, warmup_steps=5, learning_rate=3e-3,
         ema_decay=0.9, precision="float32", checkpoint_steps=4,
     )  # fmt: skip
     epochs = 0
@@ -70,24 +82,23 @@ def train(faces: LabelledFaces, folder: Path, stop_after: int | None = None) -> 
             raise KeyboardInterrupt
 
     module = StemClassifier(config(), len(TWO))
-    device = torch.device("cpu")
     return train_stage(
-        module, *split(faces), stage, seed=3, folder=folder, device=device, log=log
-    ).war
+        module, *split(faces), stage, seed=3, folder=folder, team=Team.here(), log=log
+    ).uar
 
 
 def test_a_killed_training_goes_on_with_the_same_losses_and_learns(faces, tmp_path) -> None:
-    accuracy = train(faces, tmp_path / "whole")
-    assert accuracy > 0.72, "happy against surprised is easy; chance is 0.6 to 0.7"
+    recall = train(faces, tmp_path / "whole")
+    assert recall > 0.65, "happy against surprised is easy; chance is 0.5"
     with pytest.raises(KeyboardInterrupt):
         train(faces, tmp_path / "killed", stop_after=3)
-    assert train(faces, tmp_path / "killed") == accuracy
+    assert train(faces, tmp_path / "killed") == recall
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
 def test_the_plain_view_has_the_landmarks_on_the_template(faces) -> None:
-    canvas = torch.from_numpy(faces.canvas[:50]).permute(0, 3, 1, 2)
-    clips = plain_clips(canvas, torch.from_numpy(faces.landmarks[:50]), 48)
+    (batch,) = plain_batches(faces.select(np.arange(50)), 48)
+    clips = batch.clips
     assert clips.pixels.shape == (50, 1, 1, 48, 48)
     template = (config().crop.template() + 0.5) / 48
     median = np.median(clips.landmarks[:, 0].numpy(), axis=0)
@@ -95,13 +106,13 @@ def test_the_plain_view_has_the_landmarks_on_the_template(faces) -> None:
 
 
 def test_landmarks_move_with_the_augmented_picture() -> None:
-    side, size = canvas_side(config().crop), 48
+    side, size = canvas_spec(config().crop).size, 48
     points = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
-    points = points * size @ crop_to_canvas(config().crop)[:, :2].T + side / 6
-    canvas = torch.zeros(1, 1, side, side, dtype=torch.uint8)
+    points = points * size * RESOLUTION + side / 6
+    canvas = torch.zeros(1, 1, 1, side, side, dtype=torch.uint8)
     x, y = points[2]
-    canvas[0, 0, round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
-    landmarks = torch.from_numpy(points[None].astype(np.float32))
+    canvas[0, 0, 0, round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
+    landmarks = torch.from_numpy(points[None, None].astype(np.float32))
     calm = Jitter(erase=0, soften=0, contrast=0, brightness=0)
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
@@ -118,12 +129,11 @@ def test_landmarks_move_with_the_augmented_picture() -> None:
 
 
 def test_the_same_seed_makes_the_same_clips(faces) -> None:
-    canvas = torch.from_numpy(faces.canvas[:8]).permute(0, 3, 1, 2)
-    landmarks = torch.from_numpy(faces.landmarks[:8])
-    made = [
-        augmented_clips(canvas, landmarks, 3, 48, torch.Generator().manual_seed(seed)).pixels
-        for seed in (1, 1, 2)
-    ]
+    few = faces.select(np.arange(8))
+    made = []
+    for seed in (1, 1, 2):
+        (batch,) = augmented_batches(few, 3, 48, torch.Generator().manual_seed(seed))
+        made.append(batch.clips.pixels)
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
 
@@ -172,7 +182,7 @@ def lora(tables: tuple[Path, Path], **changes: object) -> dict:
 
 def test_lora_changes_what_it_should_and_is_merged(tables, tmp_path) -> None:
     torch.set_num_threads(1)
-    scores = tune(TuneConfig(**lora(tables)), tmp_path / "mine", lambda _: None)
+    scores = tune(TuneConfig(**lora(tables)), tmp_path / "mine", lambda _: None).scores
     assert scores.war > 0.45, "it starts from a model that knows much, and chance is 0.25"
     before, after = (load_model(name).network for name in (DEFAULT_MODEL, str(tmp_path / "mine")))
     old, new = before.state_dict(), after.state_dict()
