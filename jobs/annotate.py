@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import secrets
@@ -144,8 +143,6 @@ def _run(
 def _annotate(
     setting: Setting, run: RunStamp, plan: Plan, fence: Fence, progress: Progress
 ) -> None:
-    # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
 

@@ -47,6 +47,8 @@ _SEGMENTS_PER_MODEL_CALL = 4
 
 def start_ray(resources: ResourcesConfig) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine without dashboard."""
+    # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel, PreTrainedModel
 
 from pipeline.models.config import EmoLlamaConfig, QFormerConfig
 from pipeline.models.face_info import FaceInfoMining
@@ -105,6 +105,15 @@ class EmoLlama(nn.Module):
         if features is None or landmarks is None:
             raise ValueError("a model with face_info needs face features and landmarks")
         return torch.cat([tokens, self.face_info(features, landmarks, frame_tokens)], dim=1)
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Whether training keeps the layers' activations or makes them again on the way back."""
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
+                if wanted:
+                    module.activation_checkpointing_enable({"use_reentrant": False})
+                else:
+                    module.activation_checkpointing_disable()
 
     def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
         """prompt_ids (m,) or (B, m) with one IMAGE_TOKEN each, visual_tokens (B, v, D) ->

@@ -35,6 +35,21 @@ class Batch:
             self, clips=clips, features=self.features.to(device), labels=self.labels.to(device)
         )
 
+    def parts(self, count: int) -> list[Batch]:
+        """`count` batches of about equal size, or fewer where there are fewer examples."""
+        return [
+            self._part(rows) for rows in np.array_split(np.arange(len(self)), count) if len(rows)
+        ]
+
+    def _part(self, rows: NDArray[np.int64]) -> Batch:
+        return Batch(
+            self.rows[rows],
+            Clips(self.clips.pixels[rows], self.clips.landmarks[rows]),
+            self.features[rows],
+            self.labels[rows],
+            tuple(self.told[row] for row in rows),
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -95,7 +95,8 @@ class InstructionTuner(nn.Module):
         for row, (begin, answer) in enumerate(zip(begins, answers, strict=True)):
             at = begin - min(begins)
             wanted[row, at : at + len(answer)] = torch.tensor(answer, device=visual.device)
-        logits = self.network.language(inputs_embeds=embeds, logits_to_keep=kept).logits
+        language = self.network.language
+        logits = language(inputs_embeds=embeds, logits_to_keep=kept, use_cache=False).logits
         return logits.float(), wanted
 
     def _read(self, told: Told) -> Told:

@@ -172,12 +172,11 @@ def _backward(
     share."""
     frames = stage.frames[int(torch.randint(len(stage.frames), (1,), generator=generator))]
     size = _trainable(joined).size
-    shares = np.array_split(rows, team.size)
-    parts = [part for part in np.array_split(shares[team.rank], stage.accumulate) if len(part)]
+    share = train.select(np.array_split(rows, team.size)[team.rank])
     batches = [
-        batch
-        for part in parts
-        for batch in augmented_batches(train.select(part), frames, size, generator)
+        part
+        for batch in augmented_batches(share, frames, size, generator)
+        for part in batch.parts(stage.accumulate)
     ]
     # The mean over the team's processes is taken as they join: each scales by what the whole has.
     scale = team.size / len(rows)

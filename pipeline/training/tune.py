@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from torch import nn
-from transformers import PreTrainedModel
 
 from pipeline.errors import UserError
 from pipeline.labels import LABEL_SETS, label_set
@@ -193,7 +192,7 @@ def tune(
         assert config.start is not None
         network = adapted(network, config.adapter, config.start.model)
     for stage in config.stages:
-        _checkpoint_gradients(network, stage.gradient_checkpointing)
+        network.recompute_activations(stage.gradient_checkpointing)
         tuned: nn.Module = InstructionTuner(network, prompter, labels)
         if stage.trains == "stem":
             torch.manual_seed(config.seed)
@@ -223,15 +222,6 @@ def tune(
         save_model(output, network, prompter, card)
     skipped = Counter(train.skipped) + Counter(valid.skipped)
     return Tuned(scores, dict(skipped))
-
-
-def _checkpoint_gradients(network: EmoLlama, wanted: bool) -> None:
-    for module in network.modules():
-        if isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing:
-            if wanted:
-                module.gradient_checkpointing_enable({"use_reentrant": False})
-            else:
-                module.gradient_checkpointing_disable()
 
 
 def _prompter(config: TuneConfig) -> Prompter:

@@ -1,7 +1,11 @@
+import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,11 +14,13 @@ from peft import PeftModel
 from pipeline.errors import UserError
 from pipeline.faces.align import MIRRORED_POINTS
 from pipeline.models.catalog import DEFAULT_MODEL
-from pipeline.models.config import EmoLlamaConfig, VisionConfig
+from pipeline.models.config import EmoLlamaConfig, FaceInfoConfig, VisionConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import load_model
+from pipeline.models.prompts import Prompter, Told, train_tokenizer
+from pipeline.training.adapter import merge_adapter
 from pipeline.training.augment import Jitter, augmented_clips
-from pipeline.training.batches import augmented_batches, plain_batches
+from pipeline.training.batches import Batch, augmented_batches, plain_batches
 from pipeline.training.examples import (
     RESOLUTION,
     Examples,
@@ -23,11 +29,12 @@ from pipeline.training.examples import (
     pictures_here,
     read_examples,
 )
+from pipeline.training.instruct import InstructionTuner
 from pipeline.training.loop import StageConfig, train_stage
 from pipeline.training.metrics import classification_scores
 from pipeline.training.parallel import Team
 from pipeline.training.stem import StemClassifier
-from pipeline.training.tune import TuneConfig, fit_temperature, tune
+from pipeline.training.tune import TuneConfig, fit_temperature, prepare, tune
 from tests.pipeline.test_models import small_config
 
 LABELS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
@@ -70,7 +77,8 @@ def train(faces: Examples, folder: Path, stop_after: int | None = None) -> float
     torch.manual_seed(0)
     torch.set_num_threads(1)
     stage = StageConfig(
-        name="stem", trains="stem", epochs=10, batch_size=50, class_balance=1.0, warmup_steps=5, learning_rate=3e-3,
+        name="stem", trains="stem", epochs=10, batch_size=50, class_balance=1, warmup_steps=5,
+        learning_rate=3e-3,
         ema_decay=0.9, precision="float32", checkpoint_steps=4,
     )  # fmt: skip
     epochs = 0
@@ -232,3 +240,160 @@ def test_a_target_that_is_no_layer_and_a_start_that_does_not_fit_are_told(tables
     other = lora(tables, adapter=None, model=small_config().model_dump())
     with pytest.raises(UserError, match=r"start\.model: .* the model to tune"):
         tune(TuneConfig(**other), tmp_path / "b", lambda _: None)
+
+
+def records(folder: Path, pictures: list[bytes], **columns: list) -> Path:
+    """Instruction records as JSONL, pictures as base64."""
+    rows = [
+        {name: values[k] for name, values in columns.items() if values[k] is not None}
+        | ({"image": base64.b64encode(picture).decode()} if picture is not None else {})
+        for k, picture in enumerate(pictures)
+    ]
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_that_cannot_be_learnt_from_are_counted_and_told(tables, tmp_path) -> None:
+    picture = pq.read_table(tables[0])["image"][0].as_py()
+    table = records(
+        tmp_path,
+        [picture, None, picture, b"", b"no picture", picture],
+        label=["happy", "happy", "bored", "surprise", "happy", None],
+        answer=[None, None, None, None, None, "A smile."],
+    )
+    lines: list[str] = []
+    made = read_examples(
+        str(table), TWO, config().crop, grayscale=True, cache=tmp_path, find=pictures_here,
+        log=lines.append,
+    )  # fmt: skip
+    assert made.labels.tolist() == [0, -1]
+    assert made.told[1].answer == "A smile."
+    assert made.skipped == {"not_found": 1, "unknown_label": 1, "decode_error": 2}
+    assert any("1 of 6 rows left out: their label is none of the label set" in x for x in lines)
+    useless = records(tmp_path, [b"", None], label=["happy", "happy"])
+    with pytest.raises(UserError, match="no row to learn from"):
+        examples(useless, tmp_path)
+
+
+def prompter_of(network: EmoLlama) -> Prompter:
+    tokenizer = train_tokenizer(["What is this ? a smile happiness surprise"], 400)
+    assert network.config.language.vocab_size >= 400
+    return Prompter(tokenizer, tokenizer, 64)
+
+
+def loss_alone(tuner: InstructionTuner, batch: Batch, row: int) -> float:
+    """One row's loss from a forward of its own, token by token."""
+    told = batch.told[row]
+    prompt = tuner._prompt(told)
+    ids = [*prompt.labels[int(batch.labels[row]) if told.answer is None else 0], tuner.prompter.eos]
+    visual = tuner._visual(batch, [prompt] * len(batch))[row : row + 1]
+    given = torch.tensor([*prompt.ids, *ids[:-1]])
+    logits = tuner.network.language(inputs_embeds=tuner.network.splice(given, visual)).logits[0]
+    scores = logits.log_softmax(-1)[-len(ids) :]
+    tokens = [-float(scores[k, token].detach()) for k, token in enumerate(ids)]
+    return sum(tokens) / (len(tokens) if told.answer is not None else 1)
+
+
+def test_records_of_unequal_questions_train_together_as_they_would_alone(faces) -> None:
+    torch.manual_seed(0)
+    few = replace(
+        faces.select(np.arange(4)),
+        told=(
+            Told(),
+            Told("What is this ?", "a smile"),
+            Told(None, "surprise, a wide open mouth", (("age", "20-29"),), "oh no"),
+            Told(attributes=(("gender", "female"),)),
+        ),
+    )
+    mining = FaceInfoConfig(global_dim=256, num_queries=4, width=32, heads=2)
+    made = small_config(face_info=mining, attributes=True, transcript=True)
+    network = EmoLlama(made).eval()
+    tuner = InstructionTuner(network, prompter_of(network), TWO)
+    canvas = few.canvas.repeat(3, axis=3)
+    (batch,) = plain_batches(replace(few, canvas=canvas), tuner.size)
+    losses = tuner(batch, torch.ones(2), 0.0)
+    alone = [loss_alone(tuner, batch, row) for row in range(4)]
+    np.testing.assert_allclose(losses.detach().numpy(), alone, rtol=1e-4)
+    losses.sum().backward()
+    assert network.face_info is not None
+    assert all(p.grad is not None for p in network.face_info.parameters())
+    scores = tuner.log_scores(batch).exp()
+    torch.testing.assert_close(scores.sum(1), torch.ones(4))
+    deaf = InstructionTuner(EmoLlama(made), tuner.prompter, TWO)
+    deaf.network.load_state_dict(network.state_dict())
+    deaf.network.config = made.model_copy(update={"attributes": False, "transcript": False})
+    unheard = deaf.eval().log_scores(batch).exp()
+    assert not torch.allclose(unheard[3], scores[3]), "a model told of attributes reads them"
+    torch.testing.assert_close(unheard[0], scores[0])
+
+
+def test_parts_of_a_batch_and_recomputed_activations_train_alike(tables, tmp_path) -> None:
+    torch.set_num_threads(1)
+    told = {}
+    for name, extra in (
+        ("whole", {}),
+        ("parts", {"accumulate": 4, "gradient_checkpointing": True}),
+    ):
+        config = lora((tables[1], tables[1]), adapter=None)
+        # Batch statistics of a part would not be those of the whole: the stem stands still.
+        config["stages"][0] |= {"learning_rate": 1e-4} | extra
+        tune(TuneConfig(**config), tmp_path / name, lambda _: None)
+        lines = (tmp_path / name / "training" / "adapt-metrics.jsonl").read_text().splitlines()
+        told[name] = [json.loads(line)["loss"] for line in lines]
+    assert told["whole"][0] != pytest.approx(told["whole"][1], rel=1e-2)
+    np.testing.assert_allclose(told["parts"], told["whole"], rtol=2e-3)
+
+
+def test_clips_keep_their_own_motion(tmp_path) -> None:
+    """A row of pictures in time order is one clip; each view shows its own picture."""
+    pictures = [np.full((120, 100, 3), 40 * k, np.uint8) for k in range(1, 5)]
+    for k, picture in enumerate(pictures):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), picture)
+    table = pa.table(
+        {"frames": [[f"{k}.png" for k in range(4)], ["0.png"]], "label": ["happy"] * 2}
+    )
+    pq.write_table(table, tmp_path / "clips.parquet")
+    made = examples(tmp_path / "clips.parquet", tmp_path / "cache")
+    assert made.count.tolist() == [4, 1]
+    both = {len(b.clips.pixels[0]): b for b in plain_batches(made, 48)}
+    shades = both[4].clips.pixels[0].mean((1, 2, 3)) * 255
+    np.testing.assert_allclose(shades, [40, 80, 120, 160], atol=1)
+    generator = torch.Generator().manual_seed(0)
+    calm = {len(b.clips.pixels[0]): b for b in augmented_batches(made, 2, 48, generator)}
+    assert list(calm) == [2], "a clip gives two of its frames, a picture two views"
+
+
+def test_an_adapter_goes_on_where_it_was_made_and_nowhere_else(tables, tmp_path) -> None:
+    torch.set_num_threads(1)
+    tune(TuneConfig(**lora(tables)), tmp_path / "mine", lambda _: None)
+    network = load_model(DEFAULT_MODEL).network
+    merge_adapter(network, tmp_path / "mine" / "adapter", DEFAULT_MODEL)
+    ours = load_model(str(tmp_path / "mine")).network.state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, ours[name], atol=2e-3, rtol=1e-2)
+    with pytest.raises(
+        UserError, match=r"adapter adapts emo-llama-tiny of revision \w+; .*mine has"
+    ):
+        merge_adapter(network, tmp_path / "mine" / "adapter", str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="is no adapter"):
+        merge_adapter(network, tmp_path, DEFAULT_MODEL)
+
+
+def two_workers(rank: int, meeting: Path, config: TuneConfig, output: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    tune(config, output, lambda _: None)
+
+
+def test_processes_that_train_together_end_with_one_model(tables, tmp_path) -> None:
+    config = TuneConfig(**lora(tables, data={"train": tables[1], "valid": tables[1]}))
+    prepare(config, tmp_path / "two", pictures_here, lambda _: None)
+    torch.multiprocessing.spawn(
+        two_workers, (tmp_path / "meeting", config, tmp_path / "two"), nprocs=2
+    )
+    lines = (tmp_path / "two" / "training" / "adapt-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert load_model(str(tmp_path / "two")).config.name == "mine"
