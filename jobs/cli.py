@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from pipeline.errors import EmolakeError, UserError
 
+_SETS = ("raf-db", "affectnet", "fer2013", "ferplus", "dfew", "mafw", "ferv39k")
+
 EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -103,6 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     _publish(commands)
     _models(commands)
     _evaluate(commands)
+    _instruct(commands)
     _tune(commands)
     _bench(commands)
     return parser
@@ -383,6 +386,71 @@ def _evaluate(commands: Any) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="for --data: one option, for example annotator.precision=bfloat16; repeatable",
     )  # fmt: skip
+    _json_option(parser)
+
+
+def _instruct(commands: Any) -> None:
+    parser = _add(
+        commands, "instruct", "instruct:instruct_command",
+        "make instruction data from a labelled set, by templates or by a model that looks",
+        "emolake instruct raf-db RAF-DB/ --split train --kind reason --output raf.parquet",
+    )  # fmt: skip
+    parser.add_argument(
+        "set", choices=(*_SETS, "table"), help="how the set is laid out; table: one of your own"
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="its folder, or the table's file"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help=".parquet or .jsonl to write"
+    )
+    parser.add_argument("--split", default="train", help="train, valid or test")
+    parser.add_argument(
+        "--fold", type=int, default=1, metavar="N", help="dfew, mafw: which of five"
+    )
+    parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: the set's)")
+    parser.add_argument(
+        "--kind",
+        default="label",
+        metavar="KIND,...",
+        help="label, reason, description: records an example",
+    )
+    parser.add_argument(
+        "--templates", type=Path, metavar="FILE", help="questions and answers (YAML)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the choice of templates"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="so many examples at most")
+    parser.add_argument(
+        "--endpoint", metavar="URL",
+        help="OpenAI-compatible API whose model writes the descriptions; it is sent the faces' pictures",
+    )  # fmt: skip
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name there")
+    parser.add_argument(
+        "--api-key-env",
+        default="OPENAI_API_KEY",
+        metavar="NAME",
+        help="variable that holds the key",
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests at a time"
+    )
+    parser.add_argument(
+        "--requests-per-minute", type=float, metavar="N", help="so many at most (default: no limit)"
+    )
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="of a failed request")
+    parser.add_argument(
+        "--attempts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="for an answer that agrees with the label",
+    )
+    parser.add_argument(
+        "--token-prices", metavar="IN,OUT", help="of a million tokens read and written"
+    )
     _json_option(parser)
 
 
