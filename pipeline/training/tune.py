@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.torch import load_file
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from torch import nn
 
 from pipeline.errors import UserError
@@ -38,6 +38,7 @@ from pipeline.training.metrics import Scores, classification_scores
 from pipeline.training.parallel import Team
 from pipeline.training.stem import StemClassifier
 
+_LOG_TEMPERATURES = (-2.0, 2.0)
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -277,15 +278,19 @@ def _calibrated(
 
 
 def fit_temperature(log_scores: NDArray[np.float64], truth: NDArray[np.int64]) -> float:
-    """The temperature of least negative log-likelihood (Guo et al. 2017), by bounded search."""
+    """The temperature at which the mean confidence equals the accuracy (expectation consistency, Clarté
+    et al. 2023). Where labels are noisy and were smoothed, the one of least negative log-likelihood
+    (Guo et al. 2017) leaves the middle of the scale overconfident, for the sake of its ends."""
+    accuracy = float((log_scores.argmax(1) == truth).mean())
 
-    def nll(log_temperature: float) -> float:
-        probabilities = _softmax(log_scores / np.exp(log_temperature))
-        picked = probabilities[np.arange(len(truth)), truth]
-        return float(-np.log(np.maximum(picked, 1e-12)).mean())
+    def excess(log_temperature: float) -> float:
+        confidence = _softmax(log_scores / np.exp(log_temperature)).max(1)
+        return float(confidence.mean()) - accuracy
 
-    found = minimize_scalar(nll, bounds=(-2.0, 2.0), method="bounded")
-    return float(np.exp(found.x))
+    low, high = _LOG_TEMPERATURES
+    if excess(low) <= 0 or excess(high) >= 0:  # as sure as it may be, and still not sure enough
+        return float(np.exp(low if excess(low) <= 0 else high))
+    return float(np.exp(brentq(excess, low, high)))
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
