@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
 from pipeline.config import AnnotatorConfig
 from pipeline.needs import Needs
-from pipeline.schema import ANNOTATED_ROW, VIDEO_ITSELF
+from pipeline.schema import ANNOTATED_ROW, ATTRIBUTES, VIDEO_ITSELF
 from pipeline.segments import failed_segment
 from pipeline.sound import Sound
 from pipeline.transcripts import Cue, said_in, spans_of
@@ -26,6 +26,7 @@ class AnnotationSettings:
     models: tuple[str, ...]
     annotator: AnnotatorConfig
     speech_seconds: float = 0.0
+    store_attributes: bool = False
 
 
 _CARRIED = ("track_id", "window", "start_s", "end_s", "n_frames", "n_interpolated", "bbox")
@@ -52,7 +53,7 @@ class AnnotationActor:
         self.annotators: list[Annotator] = [
             load_annotator(model, settings.annotator, device) for model in settings.models
         ]
-        self.speech_seconds = settings.speech_seconds
+        self.settings = settings
         self.recognizer = None
         if settings.annotator.recognizer is not None:
             from pipeline.annotators.speech import SpeechRecognizer
@@ -62,7 +63,7 @@ class AnnotationActor:
 
     def __call__(self, segments: pa.Table) -> pa.Table:
         rows = [
-            _Segment(row, self.needs, self.speech_seconds)
+            _Segment(row, self.needs, self.settings)
             for row in segments.to_pylist(maps_as_pydicts=None)
         ]
         if self.recognizer is not None and self.needs.transcript:
@@ -87,7 +88,7 @@ Place = dict[str, Any]
 class _Segment:
     """One row on its way through the annotators."""
 
-    def __init__(self, row: dict[str, Any], needs: Needs, speech_seconds: float) -> None:
+    def __init__(self, row: dict[str, Any], needs: Needs, settings: AnnotationSettings) -> None:
         self._face_windows = row.pop("windows")
         cues = row.pop("cues")
         self._transcribed = cues is not None
@@ -96,11 +97,19 @@ class _Segment:
         self._sound = sound and Sound(sound["start_s"], np.frombuffer(sound["samples"], "<i2"))
         self._row = row
         self._needs = needs
-        self._speech_seconds = speech_seconds
-        self._attributes = {name: row[name] for name in ("age", "gender", "race") if row[name]}
+        self._speech_seconds = settings.speech_seconds
+        self._attributes = {track["track_id"]: self._known(track) for track in row["tracks"]}
+        for track in row["tracks"]:
+            kept = self._attributes[track["track_id"]] if settings.store_attributes else {}
+            track |= dict.fromkeys(ATTRIBUTES) | kept
         self._annotations: list[dict[str, Any]] = []
         self._error: Exception | None = None
         self._seconds = 0.0
+
+    def _known(self, track: Mapping[str, Any]) -> dict[str, str]:
+        """What is known of a face: what the manifest says, else what was estimated."""
+        told = {name: self._row[name] or track.get(name) for name in ATTRIBUTES}
+        return {name: value for name, value in told.items() if value}
 
     def recognize(self, recognizer: Callable[[Sound], list[Cue]]) -> None:
         """What is said, heard, where nobody has written it down."""
@@ -128,7 +137,8 @@ class _Segment:
 
     def _seen(self, window: dict[str, Any]) -> tuple[Place, WindowInput]:
         span = window["start_s"], window["end_s"]
-        given = WindowInput.of(window, self._needs, self._attributes)
+        attributes = self._attributes.get(window["track_id"]) or self._known({})
+        given = WindowInput.of(window, self._needs, attributes)
         sound = self._sound.span(*span) if self._sound else None
         given = replace(given, sound=sound, transcript=said_in(self._cues, *span))
         return {name: window[name] for name in _CARRIED}, given

@@ -193,7 +193,12 @@ def annotations_made(
     return faces.map_batches(
         AnnotationActor,
         fn_constructor_args=(
-            AnnotationSettings(config.models, config.annotator, config.windows.speech_seconds),
+            AnnotationSettings(
+                config.models,
+                config.annotator,
+                config.windows.speech_seconds,
+                config.faces.store_attributes,
+            ),
         ),
         batch_size=segments_per_call or (_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1),
         batch_format="pyarrow",

@@ -129,6 +129,14 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
                 "faces.detector=retinaface needs faces.weights=FILE, a published checkpoint"
             )
         files["faces.weights"] = _content_hash(checkpoint_file(Path(config.faces.weights)))
+    if config.faces.attributes is not None:
+        path = Path(config.faces.attributes)
+        if not path.is_file():
+            raise UserError(
+                f"faces.attributes: {path} does not exist; download res34_fair_align_multi_7 from "
+                "joojs/fairface and name the file"
+            )
+        files["faces.attributes"] = _content_hash(path)
     if any(model.config.family == "emola" for model in models):
         network = config.annotator.landmark_network
         if network is None:

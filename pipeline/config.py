@@ -77,6 +77,14 @@ class FacesConfig(_Part):
         description="group the tracks of a video by person (column person_id); the video is then "
         "not split into segments; needs emolake[identity]",
     )
+    attributes: str | None = Field(
+        None,
+        description="FairFace checkpoint (res34_fair_align_multi_7, a file on every node) that tells a "
+        "face's apparent age, gender and race to a model tuned to read them; a manifest's columns win",
+    )
+    store_attributes: bool = Field(
+        False, description="keep the age, gender and race that were used in the tracks table"
+    )
     store_thumbnails: bool = Field(
         False, description="keep a small picture of each track's face in the tracks table"
     )
@@ -245,7 +253,7 @@ class Config(_Part):
         file -> hash of its content, which counts and not its path."""
         telling = {
             "decode": self.decode.model_dump(exclude={"threads"}),
-            "faces": self.faces.model_dump(exclude={"batch_frames", "weights"}),
+            "faces": self.faces.model_dump(exclude={"batch_frames", "weights", "attributes"}),
             "windows": self.windows.model_dump(),
             "annotator": self.annotator.model_dump(
                 exclude={"micro_batch", "compile", *ANNOTATOR_FILES}

@@ -102,6 +102,7 @@ TRACKS = pa.schema(
             ("person_id", pa.int32()),
             ("path", _path),
             ("thumbnail", pa.binary()),
+            *((name, pa.string()) for name in ATTRIBUTES),
         ),
     ]
 )
@@ -110,7 +111,8 @@ which the face was not found and its box is bridged (the model never sees those)
 of one video that show one person, where the user asked for it; `absent`, what a model reads and a
 window had not (`sound`, `transcript`), and answers of its that could not be read (`valence_answer`,
 ...); `sentiment`, from -3, very negative, to 3. `path`: the box in each sampled frame.
-`thumbnail`: a JPEG of the face, where the user asked for it."""
+`thumbnail`: a JPEG of the face, `age`, `gender` and `race`: what was known or estimated of the person,
+where the user asked for them to be kept."""
 
 VIDEOS = pa.schema(
     [
@@ -225,8 +227,11 @@ _track = pa.struct(
         ("person_id", pa.int32()),
         ("path", _path),
         ("thumbnail", pa.binary()),
+        *((name, pa.string()) for name in ATTRIBUTES),
     ]
 )
+"""age, gender, race: as estimated, until the annotation stage has read them; from there on those that are
+to be stored."""
 
 _crops = pa.struct(
     [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ from pipeline.faces.search import FaceSearch, Look
 from pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
 from pipeline.faces.windows import Window, track_end, windows_of
 from pipeline.needs import Needs
+
+if TYPE_CHECKING:
+    from pipeline.faces.attributes import AttributeEstimator
 
 _THUMBNAIL = 64  # pixels
 _EPSILON = 1e-6  # seconds
@@ -118,6 +121,7 @@ class FaceStage:
         detector = make_detector(faces, device)
         extra = needs.features and not isinstance(detector, Mtcnn)
         self.identity = FaceIdentity() if faces.identity == "dlib" else None
+        self.estimator = _estimator(faces, device)
         self.search = FaceSearch(detector, faces, Mtcnn(device=device) if extra else None)
 
     def __call__(
@@ -144,6 +148,8 @@ class FaceStage:
                 self._cut(look, track.sightings[-1])
                 if self.identity is not None:
                     self.identity.look(look.full(), track.sightings[-1], track)
+                if self.estimator is not None:
+                    self.estimator.look(look.full(), track.sightings[-1], track)
         return tracker.finish()
 
     def _cut(self, look: Look, sighting: Sighting) -> None:
@@ -188,6 +194,7 @@ class FaceStage:
                     "path": _path(track, seen.size),
                     "thumbnail": self._thumbnail(track),
                 }
+                | self._attributes(track)
             )
             for window in windows_of(track, start, end, self.windows):
                 window_rows.append(
@@ -233,6 +240,13 @@ class FaceStage:
             picture = cv2.GaussianBlur(picture, (0, 0), _THUMBNAIL / 8)
         return encode_crop(np.asarray(picture, np.uint8), "jpeg")
 
+    def _attributes(self, track: Track) -> dict[str, str | None]:
+        if self.estimator is None:
+            return {}
+        from pipeline.faces.attributes import attributes_of
+
+        return attributes_of(track)
+
     def _lasts(self, track: Track, seen: _Seen) -> bool:
         """Whether a track is long enough to keep. One at a segment boundary may go on beyond it, and
         a video of a single frame has no length."""
@@ -240,6 +254,15 @@ class FaceStage:
             return True
         length = seen.end_of(track) - seen.start_of(track)
         return length >= self.faces.min_track_seconds - _EPSILON
+
+
+def _estimator(faces: FacesConfig, device: str) -> AttributeEstimator | None:
+    if faces.attributes is None:
+        return None
+    # It brings `transformers`, which takes seconds to import and which most runs do without.
+    from pipeline.faces.attributes import AttributeEstimator
+
+    return AttributeEstimator(Path(faces.attributes), device)
 
 
 def make_detector(faces: FacesConfig, device: str = "cpu") -> Detector:

@@ -63,6 +63,9 @@ class Track:
     embeddings: list[NDArray[np.float64]] = field(default_factory=list)
     looked_s: float | None = None
     """Time of the last embedding."""
+    attribute_scores: list[NDArray[np.float32]] = field(default_factory=list)
+    judged_s: float = -np.inf
+    """Time of the last of those."""
     lost_s: float | None = None
     """When the face was known to be gone."""
 
