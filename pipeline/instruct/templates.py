@@ -46,7 +46,9 @@ class Templates(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path}: {where}: {first['msg']}") from None
+            raise UserError(
+                f"{path} is no file of templates: {where or 'the whole'}: {first['msg']}"
+            ) from None
 
     def check(self, kind: Kind, labels: tuple[str, ...]) -> None:
         """UserError where the file cannot fill in some label's answer."""

@@ -42,6 +42,8 @@ def ground(tmp_path: Path) -> Path:
 
 
 VIDEOS = "{g}/videos --output {g}/out"
+TUNE = "tune --config emo-llama-tiny --output {g}/out"
+TABLE = "instruct table {g}/labels.parquet --output {g}/o.jsonl"
 CASES = [
     ("", "COMMAND"),
     ("annotat", "invalid choice: 'annotat'"),
@@ -72,6 +74,7 @@ CASES = [
         f"annotate {VIDEOS} --set faces.detector=retinaface --set faces.weights={{g}}/none",
         "download RetinaFace weights from ternaus/retinaface",
     ),
+    (f"annotate {VIDEOS} --set faces.attributes={{g}}/none", "download res34_fair_align_multi_7"),
     (f"annotate {VIDEOS} --set limits.max_failed_fraction=2", "max_failed_fraction"),
     (f"annotate {VIDEOS} --set windows.window_seconds=0", "window_seconds"),
     (f"annotate {VIDEOS} --set decode.backend=ffmpeg", "pyav"),
@@ -116,6 +119,20 @@ CASES = [
     ("tune --config {g}/none.yaml --output {g}/out", "cannot be read"),
     ("tune --config emo-llama-tiny --set seeed=1 --output {g}/out", "did you mean 'seed'?"),
     ("tune --config emo-llama-tiny --set data.train={g}/none --output {g}/out", "does not exist"),
+    (
+        f"{TUNE} --set data.train={{g}}/no_uri.csv --set data.valid={{g}}/no_uri.csv",
+        "no column 'image'",
+    ),
+    (f"{TUNE} --set adapter.rank=4", "`adapter` adapts a whole model"),
+    (f"{TUNE} --set workers.count=0", "workers.count"),
+    ("instruct raf-db {g}/videos --output {g}/o.txt", "name a .parquet or a .jsonl file"),
+    ("instruct raf {g}/videos --output {g}/o.jsonl", "invalid choice: 'raf'"),
+    (f"{TABLE}", "needs --label-set NAME"),
+    (f"{TABLE} --label-set fer2013", "gives no example of split 'train': 1 unknown label"),
+    (f"{TABLE} --label-set fer2013 --kind poem", "known kinds: label, reason, description"),
+    (f"{TABLE} --label-set fer2013 --templates {{g}}/bad.yaml", "is not YAML"),
+    (f"{TABLE} --label-set fer2013 --templates {{g}}/list.yaml", "templates"),
+    ("instruct table {g}/none.csv --label-set dfew --output {g}/o.jsonl", "does not exist"),
 ]
 
 
