@@ -87,20 +87,28 @@ def _loaded(shape: str, device: str, precision: str) -> Any:
     from pipeline.models.catalog import DEFAULT_MODEL
     from pipeline.models.emo_llama import EmoLlama
     from pipeline.models.folder import QUESTION_LIMIT, LoadedModel, load_model
+    from pipeline.models.precision import weight_dtypes
     from pipeline.models.prompts import Prompter, train_tokenizer
 
     if shape == "tiny":
         return load_model(DEFAULT_MODEL, device, precision)  # type: ignore[arg-type]
     config = _config(shape)
-    dtype = getattr(torch, precision)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    # Made in the type that most of it is held in: a 7B in float32 would be the peak of its memory.
+    torch.set_default_dtype(getattr(torch, precision))
     try:
         with torch.device(device):
             network = EmoLlama(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
+    dtype_of = weight_dtypes(network, precision)  # type: ignore[arg-type]
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data.to(dtype_of(name))
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(module, name, buffer.float())
     tokenizer = train_tokenizer(["the words of the prompt are spelled in bytes"], 400)
     prompter = Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
     return LoadedModel(shape, "random", config, network, prompter)
@@ -171,30 +179,36 @@ def _generated(annotator: Any, windows: list[Any]) -> None:
 
 
 def _written(annotator: Any, windows: list[Any], **how: Any) -> list[str]:
+    from pipeline.models.precision import computing
+
     prompt = annotator.prompter.emotion(annotator.labels)
-    embeds = annotator.embeds(annotator.prepared(windows), prompt)
-    ids = annotator.network.language.generate(
-        inputs_embeds=embeds,
-        attention_mask=embeds.new_ones(embeds.shape[:2]).long(),
-        max_new_tokens=_ANSWER_TOKENS,
-        eos_token_id=annotator.prompter.eos,
-        pad_token_id=annotator.prompter.eos,
-        **how,
-    )
+    with computing(annotator.options.precision, annotator.device):
+        embeds = annotator.embeds(annotator.prepared(windows), prompt)
+        ids = annotator.network.language.generate(
+            inputs_embeds=embeds,
+            attention_mask=embeds.new_ones(embeds.shape[:2]).long(),
+            max_new_tokens=_ANSWER_TOKENS,
+            eos_token_id=annotator.prompter.eos,
+            pad_token_id=annotator.prompter.eos,
+            **how,
+        )
     return [annotator.prompter.tokenizer.decode(row) for row in ids.tolist()]
 
 
 def _work(annotator: Any, windows: list[Any]) -> tuple[float, float]:
     """FLOP and prompt tokens of one window, counted as it runs."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from pipeline.models.precision import computing
     from pipeline.models.scoring import LabelTrie
 
     prompt = annotator.prompter.emotion(annotator.labels)
     given = annotator.prepared(windows)
     with FlopCounterMode(display=False) as counter:
         annotator.forward(given, prompt, LabelTrie.of(prompt.labels))
-    length = annotator.embeds(given, prompt).shape[1]
+    with torch.inference_mode(), computing(annotator.options.precision, annotator.device):
+        length = annotator.embeds(given, prompt).shape[1]
     return counter.get_total_flops() / len(windows), float(length)
 
 

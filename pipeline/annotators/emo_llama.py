@@ -23,6 +23,7 @@ from pipeline.models.config import EmoLlamaConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.folder import LoadedModel, load_model
 from pipeline.models.language import IMAGE_TOKEN
+from pipeline.models.precision import computing
 from pipeline.models.prompts import PromptTokens, Told
 from pipeline.models.scoring import LabelTrie
 
@@ -72,7 +73,6 @@ class EmoLlamaAnnotator:
         self.use_attributes = config.use_attributes and loaded.config.attributes
         self.device = torch.device(device)
         self.batches = MicroBatches(config.micro_batch, self.device, whole=config.compile)
-        self.dtype = loaded.network.query_tokens.dtype
         processor = loaded.config.processor
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
         self.encode = loaded.network.encode_frames
@@ -111,6 +111,10 @@ class EmoLlamaAnnotator:
     @torch.inference_mode()
     def forward(self, given: Pictures, prompt: PromptTokens, trie: LabelTrie) -> list[Annotation]:
         """Windows of equal length."""
+        with computing(self.options.precision, self.device):
+            return self._told_of(given, prompt, trie)
+
+    def _told_of(self, given: Pictures, prompt: PromptTokens, trie: LabelTrie) -> list[Annotation]:
         beginning = prompt.ids[: prompt.ids.index(IMAGE_TOKEN)]
         prefill = self.language.read(beginning, self.embeds(given, prompt))
         scores = self.language.scores(prefill, trie, self.model_config.temperature)
@@ -130,11 +134,10 @@ class EmoLlamaAnnotator:
         """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
         batch, frames = given.features.shape[:2]
         question = torch.tensor(prompt.question, device=self.device)
-        encoded = self.encode(self._pixels(given.pixels).to(self.dtype), question)
+        encoded = self.encode(self._pixels(given.pixels), question)
         tokens = encoded.frame_tokens.unflatten(0, (batch, frames))
         features, landmarks = (
-            part.to(self.device, self.dtype, non_blocking=True)
-            for part in (given.features, given.landmarks)
+            part.to(self.device, non_blocking=True) for part in (given.features, given.landmarks)
         )
         visual = self.network.visual_tokens(tokens, features, landmarks)
         return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)

@@ -26,6 +26,7 @@ from pipeline.models.config import EmolaConfig
 from pipeline.models.emola import Emola
 from pipeline.models.folder import load_network, read_prompter
 from pipeline.models.language import IMAGE_TOKEN
+from pipeline.models.precision import computing
 from pipeline.models.prompts import SYSTEM
 from pipeline.models.scoring import LabelTrie, Prefill
 
@@ -61,10 +62,13 @@ class EmolaAnnotator:
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
+        with computing(self.options.precision, self.device):
+            return self._told_of(batch)
+
+    def _told_of(self, batch: Sequence[WindowInput]) -> list[Annotation]:
         pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
-        dtype = next(self.network.parameters()).dtype
-        pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
-        features = torch.from_numpy(self.landmarks(pictures)).to(self.device, dtype)
+        pixels = self.normalise(stacked(pictures, self.device))
+        features = torch.from_numpy(self.landmarks(pictures)).to(self.device)
         visual = self.network.visual_tokens(pixels, features)
         prefill = self._read(self.emotion_ids, visual)
         scores = self.language.scores(prefill, self.trie, self.config.temperature)

@@ -20,6 +20,7 @@ from pipeline.models.catalog import model_folder, model_revision
 from pipeline.models.config import EmotionLlamaConfig
 from pipeline.models.emotion_llama import EmotionLlama
 from pipeline.models.folder import load_network, read_prompter
+from pipeline.models.precision import computing
 from pipeline.models.scoring import LabelTrie, Prefill
 
 _BEFORE = "[INST] <video>"
@@ -83,10 +84,13 @@ class EmotionLlamaAnnotator:
     @torch.inference_mode()
     def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
         """Windows whose prompts are equally long."""
-        dtype = next(self.network.parameters()).dtype
+        with computing(self.options.precision, self.device):
+            return self._told_of(batch)
+
+    def _told_of(self, batch: Sequence[WindowInput]) -> list[Annotation]:
         pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
-        pixels = self.normalise(stacked(pictures, self.device)).to(dtype)
-        features = torch.stack([self._features(window) for window in batch]).to(dtype)
+        pixels = self.normalise(stacked(pictures, self.device))
+        features = torch.stack([self._features(window) for window in batch])
         tokens = self.network.multimodal_tokens(pixels, features)
         prefill = self._read(batch, self._emotion, tokens)
         scores = self.language.scores(prefill, self.trie, self.config.temperature)

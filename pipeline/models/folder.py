@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -24,12 +24,10 @@ from pipeline.models.catalog import (
 from pipeline.models.config import EmoLlamaConfig, ModelConfig
 from pipeline.models.emo_llama import EmoLlama
 from pipeline.models.loading import empty_parameters, fill_from_files
+from pipeline.models.precision import Precision, chosen, weight_dtypes
 from pipeline.models.prompts import Prompter, read_tokenizer
 
 QUESTION_LIMIT = 256  # tokens of the instruction that LLaMA-VID's Q-Former reads
-
-Precision = Literal["float32", "bfloat16"]
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Network = TypeVar("Network", bound=nn.Module)
 Config = TypeVar("Config", bound=ModelConfig)
@@ -65,15 +63,14 @@ def load_model(
 def load_network(
     folder: Path, make: Callable[[], Network], device: str, precision: Precision | None = None
 ) -> Network:
-    """Loads a folder's weights strictly, in float32 on a CPU and bfloat16 on a GPU unless another
-    precision is asked for, ready to infer.
+    """Loads a folder's weights strictly, as the precision wants them (see `precision`), ready to infer.
 
     Parameters get their storage from the files alone, so a large model takes its own size once.
     """
-    dtype = _DTYPES[precision or ("float32" if device == "cpu" else "bfloat16")]
     with empty_parameters():
         network = make()
-    fill_from_files(network, weight_files(folder), torch.device(device), dtype)
+    dtypes = weight_dtypes(network, chosen(precision, device))
+    fill_from_files(network, weight_files(folder), torch.device(device), dtypes)
     return network.eval().requires_grad_(False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,17 +42,21 @@ def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def fill_from_files(
-    module: nn.Module, files: list[Path], device: torch.device, dtype: torch.dtype
+    module: nn.Module,
+    files: list[Path],
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
 ) -> None:
     """Fills a module made under `empty_parameters`, file by file: the memory it takes is the model's
-    own, and one file's. UserError as `fill`'s, or where a file cannot be read."""
+    own, and one file's. dtype_of: by name, of the floating-point tensors. UserError as `fill`'s, or where
+    a file cannot be read."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= {name: tuple(tensor.shape) for name, tensor in _read(file).items()}
     check_fit(module, shapes)
     for file in files:
         part = {
-            name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+            name: tensor.to(device, dtype_of(name) if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in _read(file).items()
         }
         module.load_state_dict(part, strict=False, assign=True)

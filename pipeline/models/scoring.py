@@ -150,7 +150,7 @@ def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tenso
             sees[node] |= sees[parent]
             depth[node] = depth[parent] + 1
     mask = torch.zeros(count, prompt + count, dtype=like.dtype)
-    mask[:, prompt:].masked_fill_(~sees, torch.finfo(like.dtype).min)
+    mask[:, prompt:].masked_fill_(~sees, torch.finfo(torch.bfloat16).min)  # of any type
     tokens = torch.tensor([token for token, _ in trie.inner]).expand(batch, -1)
     return (
         tokens.to(like.device),

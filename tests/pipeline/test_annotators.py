@@ -170,6 +170,24 @@ def emotion_llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Annot
     return random_emotion_llama(folder / "model"), options
 
 
+def test_all_systems_say_the_same_in_mixed_precision(emola: Path, emotion_llama) -> None:
+    model, options = emotion_llama
+    for folder, config in ((emola, emola_options(emola)), (model, options)):
+        exact = load_annotator(str(folder), config, "cpu")
+        mixed = load_annotator(
+            str(folder), config.model_copy(update={"precision": "bfloat16"}), "cpu"
+        )
+        windows = (
+            emola_windows(exact.needs.crops[0])
+            if folder == emola
+            else [clip(exact.needs, transcript="a surprise")]
+        )
+        for one, other in zip(exact.annotate(windows), mixed.annotate(windows), strict=True):
+            assert one.scores != other.scores
+            for label, score in one.scores.items():
+                assert other.scores[label] == pytest.approx(score, abs=0.03)
+
+
 def clip(needs: Needs, **changes: object) -> WindowInput:
     (faces,), (one, every) = needs.crops, needs.frames
     rng = np.random.default_rng(0)
