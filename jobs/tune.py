@@ -8,7 +8,9 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.training.tune import TuneConfig, Tuned
 
 _WHOLE_VIDEO = 86_400.0  # seconds: one window a track
-_RESULT = "training/result.json"
+_RESULT, _PROGRESS = "training/result.json", "training/progress.log"
 
 
 def tune_command(options: argparse.Namespace) -> int:
@@ -93,6 +95,9 @@ def _on_ray(config: TuneConfig, output: Path) -> dict[str, Any]:
     from pipeline.config import ResourcesConfig
 
     workers = config.workers
+    progress = output / _PROGRESS
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    progress.write_text("")
     start_ray(ResourcesConfig(face_actors=max(1, round(workers.count * workers.cpus))))
     try:
         trainer = TorchTrainer(
@@ -110,7 +115,8 @@ def _on_ray(config: TuneConfig, output: Path) -> dict[str, Any]:
                 failure_config=FailureConfig(max_failures=workers.max_failures),
             ),
         )
-        trainer.fit()
+        with _following(progress):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise JobFailed(f"training failed: {' '.join(str(error).split())[-500:]}") from None
     finally:
@@ -127,9 +133,36 @@ def _train_here(given: dict[str, Any]) -> None:
 
     config = TuneConfig.model_validate(given["config"])
     output = Path(given["output"])
-    tuned = tune(config, output, _say, report=ray.train.report)
+
+    def told(line: str) -> None:
+        with (output / _PROGRESS).open("a") as lines:
+            lines.write(f"{line}\n")
+
+    tuned = tune(config, output, told, report=ray.train.report)
     if ray.train.get_context().get_world_rank() == 0:
         (output / _RESULT).write_text(json.dumps(_told(tuned)))
+
+
+@contextmanager
+def _following(progress: Path) -> Iterator[None]:
+    """Says what the workers write there: their standard error stays on their nodes."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with progress.open() as lines:
+            while not ended.wait(1.0):
+                for line in lines:
+                    _say(line.rstrip())
+            for line in lines:
+                _say(line.rstrip())
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _say(line: str) -> None:
