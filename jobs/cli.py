@@ -8,9 +8,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from pipeline.errors import EmolakeError, UserError
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         command = importlib.import_module(f"jobs.{options.module}")
-        code: int = getattr(command, options.function)(options)
+        with _results_alone(getattr(options, "json", False)):
+            code: int = getattr(command, options.function)(options)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -84,10 +86,30 @@ def _complain(error: Exception) -> None:
     print(f"emolake: {name}{' '.join(str(error).split())[:1000]}", file=sys.stderr)
 
 
+_results: TextIO | None = None
+
+
+@contextmanager
+def _results_alone(wanted: bool) -> Iterator[None]:
+    """Standard output for `print_json` alone: whatever a library prints (Ray does, when a worker dies)
+    goes to standard error."""
+    global _results
+    if not wanted:
+        yield
+        return
+    _results = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
+
 def print_json(value: Any) -> None:
     """Machine-readable results: standard output carries nothing else."""
-    json.dump(value, sys.stdout, indent=2, default=str)
-    sys.stdout.write("\n")
+    stream = _results or sys.stdout
+    json.dump(value, stream, indent=2, default=str)
+    stream.write("\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

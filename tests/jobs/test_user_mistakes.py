@@ -178,6 +178,7 @@ def test_an_environment_key_overrides_the_file_and_set_wins(ground, capsys, monk
         "models show",
         "models verify",
         "evaluate",
+        "instruct",
         "publish",
         "tune",
         "bench",
@@ -190,3 +191,21 @@ def test_each_command_explains_itself(capsys, command: str) -> None:
     text = capsys.readouterr().out
     assert "example: emolake" in text
     assert re.search(r"--json", text)
+
+
+def test_results_stand_alone_whatever_a_library_prints(capsys, monkeypatch) -> None:
+    from jobs import models
+
+    real = models.list_command
+
+    def chatty(options):
+        print("(raylet) A worker died")
+        return real(options)
+
+    monkeypatch.setattr(models, "list_command", chatty)
+    assert main(["models", "list", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)
+    assert "(raylet) A worker died" in told.err
+    assert main(["models", "list"]) == 0
+    assert "(raylet) A worker died" in capsys.readouterr().out
