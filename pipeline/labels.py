@@ -1,52 +1,21 @@
-"""Canonical emotion labels, the label sets of the field's data sets, and their synonyms."""
+"""Canonical emotion labels, the label sets of the field's data sets, and their synonyms: labels.yaml."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import yaml
+
 from pipeline.errors import UserError
 
-_SEVEN = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
-_EIGHT = (*_SEVEN, "contempt")
+_TOLD = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text())
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
-    "fer2013": _SEVEN,
-    "raf-db": _SEVEN,
-    "dfew": _SEVEN,
-    "ferv39k": _SEVEN,
-    "affectnet": _EIGHT,
-    "mafw": (*_EIGHT, "anxiety", "helplessness", "disappointment"),
-    "emotion-llama": (
-        *("happiness", "sadness", "neutral", "anger", "worry"),
-        *("surprise", "fear", "contempt", "doubt"),
-    ),
-    "emollms": (
-        *("anger", "anticipation", "disgust", "fear", "joy", "love", "optimism"),
-        *("pessimism", "sadness", "surprise", "trust", "neutral"),
-    ),
-    "mer2023": ("anger", "happiness", "neutral", "sadness", "surprise", "worry"),
+    name: tuple(labels) for name, labels in _TOLD["sets"].items()
 }
-
-_ADJECTIVES = {
-    "happiness": "happy",
-    "sadness": "sad",
-    "anger": "angry",
-    "worry": "worried",
-}
-
-_SYNONYMS: dict[str, str] = {
-    "angry": "anger",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "afraid": "fear",
-    "happy": "happiness",
-    "joy": "happiness",
-    "sad": "sadness",
-    "surprised": "surprise",
-    "worried": "worry",
-    "contemptuous": "contempt",
-    "anxious": "anxiety",
-    "helpless": "helplessness",
-    "disappointed": "disappointment",
-}
+_SYNONYMS: dict[str, str] = _TOLD["synonyms"]
+_SPELLED: dict[str, str] = _TOLD["spelled"]
+_NUMBERS: dict[str, dict[int, str]] = _TOLD["numbers"]
 
 
 def label_set(name: str) -> tuple[str, ...]:
@@ -60,10 +29,15 @@ def label_set(name: str) -> tuple[str, ...]:
 
 def spelled(label: str) -> str:
     """How Emotion-LLaMA's prompt and answers spell a canonical label ("happiness" -> "happy")."""
-    return _ADJECTIVES.get(label, label)
+    return _SPELLED.get(label, label)
 
 
 def canonical(label: str) -> str:
     """The canonical name of a label as data sets spell it ("Happy" -> "happiness")."""
     plain = label.strip().lower()
     return _SYNONYMS.get(plain, plain)
+
+
+def numbered(data_set: str, number: int) -> str | None:
+    """The label that a number stands for in the annotations of a data set; None where it is none."""
+    return _NUMBERS[data_set].get(number)

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.corpus import is_video_name
 from pipeline.errors import UserError
 from pipeline.labelled import LabelledTable, Part
-from pipeline.labels import LABEL_SETS, canonical
+from pipeline.labels import LABEL_SETS, canonical, numbered
 from pipeline.schema import ATTRIBUTES
 
 
@@ -32,18 +32,11 @@ class Item:
 
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_RAF_LABELS = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 _RAF_ATTRIBUTES = {
     "gender": ("male", "female", None),
     "race": ("Caucasian", "African-American", "Asian"),
     "age": ("0-3", "4-19", "20-39", "40-69", "70+"),
 }
-_AFFECTNET_LABELS = (
-    *("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"),
-    *(None, None, None),  # none, uncertain, no face
-)
-_FER2013_LABELS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
-_DFEW_LABELS = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 _FERPLUS_VOTES = (
     *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
     *("unknown", "NF"),
@@ -67,7 +60,7 @@ def raf_db(root: Path, split: str) -> Iterator[Item]:
             told = root / "Annotation" / "manual" / f"{stem}_manu_attri.txt"
             yield Item(
                 {"uri": _first(choices)},
-                _nth(_RAF_LABELS, int(label) - 1),
+                numbered("raf-db", int(label)),
                 _raf_attributes(told) if told.exists() else {},
             )
 
@@ -93,7 +86,7 @@ def affectnet(root: Path, split: str) -> Iterator[Item]:
             told = folder / "annotations" / f"{path.stem}_exp.npy"
             if path.suffix.lower() in _PICTURES and told.exists():
                 number = int(np.load(told, allow_pickle=False).item())
-                yield Item({"uri": str(path)}, _nth(_AFFECTNET_LABELS, number))
+                yield Item({"uri": str(path)}, numbered("affectnet", number))
         return
     name = {"train": "training", "valid": "validation"}.get(split, split)
     for row in _rows(
@@ -102,7 +95,7 @@ def affectnet(root: Path, split: str) -> Iterator[Item]:
         shown = row["subDirectory_filePath"]
         parts = ("Manually_Annotated_Images", "Manually_Annotated", ".")
         images = [root / part / shown for part in parts]
-        yield Item({"uri": _first(images)}, _nth(_AFFECTNET_LABELS, int(row["expression"])))
+        yield Item({"uri": _first(images)}, numbered("affectnet", int(row["expression"])))
 
 
 def fer2013(root: Path, split: str) -> Iterator[Item]:
@@ -117,7 +110,7 @@ def fer2013(root: Path, split: str) -> Iterator[Item]:
     for row in _rows(root / "fer2013.csv"):
         if row["Usage"] == _USAGES.get(split):
             picture = _from_pixels(row["pixels"])
-            yield Item({"image": picture}, _nth(_FER2013_LABELS, int(row["emotion"])))
+            yield Item({"image": picture}, numbered("fer2013", int(row["emotion"])))
 
 
 def ferplus(root: Path, split: str) -> Iterator[Item]:
@@ -133,7 +126,7 @@ def ferplus(root: Path, split: str) -> Iterator[Item]:
             continue
         counts = [int(row[vote]) for vote in _FERPLUS_VOTES]
         best = [vote for vote, n in zip(_FERPLUS_VOTES, counts, strict=True) if n == max(counts)]
-        label = best[0] if len(best) == 1 and best[0] in LABEL_SETS["affectnet"] else None
+        label = best[0] if len(best) == 1 and best[0] in LABEL_SETS["ferplus"] else None
         if there:
             media: dict[str, Any] = {"image": _from_pixels(shown["pixels"])}
         else:
@@ -155,7 +148,7 @@ def dfew(root: Path, split: str, fold: int = 1) -> Iterator[Item]:
     for row in _rows(table):
         name = row["video_name"].strip()
         found = clips.get(f"{int(name):05d}") or clips.get(name) or str(root / "Clip" / name)
-        yield Item(_clip(found), _nth(_DFEW_LABELS, int(row["label"]) - 1))
+        yield Item(_clip(found), numbered("dfew", int(row["label"])))
 
 
 def mafw(root: Path, split: str, fold: int = 1) -> Iterator[Item]:
@@ -223,7 +216,7 @@ SOURCES = {
     "raf-db": Source(raf_db, "raf-db"),
     "affectnet": Source(affectnet, "affectnet"),
     "fer2013": Source(fer2013, "fer2013"),
-    "ferplus": Source(ferplus, "affectnet"),
+    "ferplus": Source(ferplus, "ferplus"),
     "dfew": Source(dfew, "dfew", folds=True),
     "mafw": Source(mafw, "mafw", folds=True),
     "ferv39k": Source(ferv39k, "ferv39k"),
