@@ -25,7 +25,6 @@ import pyarrow as pa
 from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from pipeline.decode import Ending, Source, probe, sampled_frames
 from pipeline.errors import VideoError
-from pipeline.faces.encoding import decode_picture
 from pipeline.needs import Needs
 from pipeline.schema import FACES_ROW
 from pipeline.segments import failed_segment, without_faces
@@ -143,6 +142,7 @@ class _Worker:
 
     def _pictured(self, given: list[dict[str, Any]]) -> dict[str, Any]:
         """Pictures of one face each, as one window."""
+        from pipeline.faces.encoding import decode_picture
         from pipeline.faces.mtcnn import Mtcnn
         from pipeline.faces.still import still_window
 

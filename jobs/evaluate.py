@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jobs.cli import print_json
-from jobs.setup import ChosenModel, model_files
+from jobs.setup import ChosenModel, model_files, needs_of
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.labelled import LabelledTable, read_table
@@ -52,8 +52,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
         storage = Storage(parse_options(options.storage_options))
         table = LabelledTable.read(options.data, storage)
         settings = _config(options)
-        model_files(settings, (ChosenModel.of(options.model),))
-        samples = _of_table(table, table.label_indices(labels), settings, config.needs)
+        models = (ChosenModel.of(options.model),)
+        model_files(settings, models)
+        needs = needs_of(models, settings)
+        samples = _of_table(table, table.label_indices(labels), settings, needs)
     made = list(samples)
     result = _scored(made, labels) | _slices(made, labels) | answers
     if options.output is None:

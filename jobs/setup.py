@@ -61,11 +61,7 @@ class Setting:
 
     @property
     def needs(self) -> Needs:
-        """What the face stage must make for all models together."""
-        needs = Needs.of_all(model.config.needs for model in self.models)
-        if needs.transcript and self.config.annotator.recognizer:
-            return replace(needs, sound=True)
-        return needs
+        return needs_of(self.models, self.config)
 
     def plan(self, videos: Shards) -> Plan:
         return make_plan(videos, self.ledger(), self.config, self.config_hash, self.asked)
@@ -80,6 +76,14 @@ class Setting:
         except OSError as error:
             words = " ".join(str(error).split())[:300]
             raise UserError(f"output {self.lake.uri} cannot be read: {words}") from None
+
+
+def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
+    """What the face stage must make for all models together."""
+    needs = Needs.of_all(model.config.needs for model in models)
+    if needs.transcript and config.annotator.recognizer:
+        return replace(needs, sound=True)
+    return needs
 
 
 def read_setting(options: argparse.Namespace) -> Setting:

@@ -129,8 +129,8 @@ class AnnotatorConfig(_Part):
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="numbers the model computes with; default: bfloat16 on a GPU, float32 on a CPU. A CPU "
-        "with AVX-512 BF16 or AMX is two to three times faster in bfloat16",
+        description="numbers the model multiplies in (sums stay float32); default: bfloat16 on a GPU, "
+        "float32 on a CPU. A CPU with AVX-512 BF16 or AMX is two to three times faster in bfloat16",
     )
     quantize: Literal["int8"] | None = Field(
         None,
