@@ -42,7 +42,8 @@ TASK_CPUS = 0.1
 _CPU_ANNOTATION_CPUS = 0.5
 _SPARE_CPUS = 2
 _VIDEOS_PER_BLOCK = 32
-_SEGMENTS_PER_MODEL_CALL = 4
+_MOST_SEGMENTS_PER_CALL = 16
+_SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
 
 
 def start_ray(resources: ResourcesConfig) -> None:
@@ -137,7 +138,7 @@ def annotated(
         config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
     dataset = faces_found(_videos(plan.todo, pools.faces), settings, pools)
-    dataset = annotations_made(dataset, config, pools)
+    dataset = annotations_made(dataset, config, pools, _segments_per_call(setting, pools))
     dataset = dataset.map_batches(
         write_segments,  # type: ignore[arg-type]
         fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
@@ -187,7 +188,7 @@ def faces_found(
 
 
 def annotations_made(
-    faces: Dataset, config: Config, pools: Pools, segments_per_call: int | None = None
+    faces: Dataset, config: Config, pools: Pools, segments_per_call: int
 ) -> Dataset:
     """Rows of schema.FACES_ROW -> of schema.ANNOTATED_ROW."""
     return faces.map_batches(
@@ -200,12 +201,28 @@ def annotations_made(
                 config.faces.store_attributes,
             ),
         ),
-        batch_size=segments_per_call or (_SEGMENTS_PER_MODEL_CALL if pools.gpus else 1),
+        batch_size=segments_per_call,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
         num_cpus=pools.annotation_cpus,
         num_gpus=pools.gpus or None,
     )
+
+
+def _segments_per_call(setting: Setting, pools: Pools) -> int:
+    asked = setting.config.resources.segments_per_call
+    if asked is not None or not pools.gpus:
+        return asked or 1
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    store = ray.cluster_resources().get("object_store_memory", 0) / max(nodes, 1)
+    return segments_that_fit(store / _SHARE_OF_STORE, setting.config, setting.needs)
+
+
+def segments_that_fit(room: float, config: Config, needs: Needs) -> int:
+    """How many segments with one face throughout take `room` bytes, 1 to 16."""
+    windows = config.decode.segment_seconds / config.windows.window_seconds
+    segment = windows * config.windows.frames_per_window * needs.bytes_per_frame()
+    return max(1, min(_MOST_SEGMENTS_PER_CALL, int(room / max(segment, 1))))
 
 
 def _remote(todo: pa.Table) -> bool:

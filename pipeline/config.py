@@ -207,6 +207,12 @@ class ResourcesConfig(_Part):
     segments_per_commit: int = Field(
         8, ge=1, description="segments written as one commit: what a crash can cost"
     )
+    segments_per_call: int | None = Field(
+        None,
+        ge=1,
+        description="segments that an annotation actor takes at a time; default: 1 on a CPU, on a GPU as "
+        "many as an eighth of a node's object store holds, 16 at most",
+    )
     object_store_mb: int = Field(
         1024, ge=80, description="object store of a Ray that this job starts itself, megabytes"
     )

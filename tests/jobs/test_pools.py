@@ -2,7 +2,10 @@
 
 import pytest
 
-from jobs.flow import Pools
+from jobs.flow import Pools, segments_that_fit
+from pipeline.config import Config, DecodeConfig
+from pipeline.faces.align import CropSpec
+from pipeline.needs import CropView, Needs
 
 
 def test_a_run_holds_its_pools_and_one_cpu_for_the_rest() -> None:
@@ -19,3 +22,14 @@ def test_a_run_that_would_wait_for_cpus_says_so() -> None:
     assert told is not None
     assert "wants 8 CPUs and the cluster has 7" in told
     assert "resources.face_actors" in told
+
+
+def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
+    # 150 windows of 8 crops of 224 x 224: about 90 MB a segment.
+    large = Needs(crops=(CropView(CropSpec(224)),))
+    assert segments_that_fit(50e6, Config(), large) == 1
+    assert segments_that_fit(500e6, Config(), large) == 5
+    assert segments_that_fit(50e9, Config(), large) == 16
+    short = Config(decode=DecodeConfig(segment_seconds=30))
+    assert segments_that_fit(50e6, short, large) == 5
+    assert segments_that_fit(50e6, Config(), Needs(transcript=True)) == 16
