@@ -27,6 +27,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code of the contract."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -146,7 +155,7 @@ def _add(commands: Any, name: str, function: str, summary: str, example: str) ->
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=f"example: {example}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.set_defaults(module=module, function=attribute)
     return parser

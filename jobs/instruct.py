@@ -27,12 +27,6 @@ _FRAMES = 4  # of a clip, that a model is shown
 _WHOLE_VIDEO = 86_400.0
 _FACE, _MARGIN = 336, 0.4  # pixels, and border round ArcFace's crop: what a model is shown
 _SAID_EVERY_S = 15.0
-_DROPPED = {
-    "its label is": "another label",
-    "its description names": "another label",
-    "a description of": "too short or too long",
-    "JSON": "no JSON",
-}
 
 
 def instruct_command(options: argparse.Namespace) -> int:
@@ -146,7 +140,7 @@ def _described(
         if told is None:
             continue
         if told["description"] is None:
-            dropped[_kind_of(told["reason"])] += 1
+            dropped[told["reason"]] += 1
             continue
         asked = templates.filled("description", str(item.label), labels, f"{options.seed}{key}")
         records.append(
@@ -164,11 +158,6 @@ def _described(
     if not unanswered:
         journal.unlink()
     return counts
-
-
-def _kind_of(reason: str) -> str:
-    """Reasons without what is peculiar to one example, so that they can be counted."""
-    return next((kind for words, kind in _DROPPED.items() if words in reason), reason)
 
 
 def _endpoint(options: argparse.Namespace) -> Endpoint:

@@ -61,8 +61,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """description None: dropped, for the `reason`. unanswered: the endpoint failed; another run may ask
-    again."""
+    """description None: dropped, and `reason` says why in a word or two. unanswered: the endpoint failed;
+    another run may ask again."""
 
     key: str
     description: str | None
@@ -110,17 +110,17 @@ class Endpoint:
     def reply(self, ask: Ask) -> Reply:
         """UserError where the endpoint refuses us at all: a wrong key or model is no example's fault."""
         spent = {"requests": 0, "input_tokens": 0, "output_tokens": 0}
-        reason = ""
+        unfit: Unfit | None = None
         for _ in range(self.config.attempts):
             try:
-                text = self._asked(_messages(ask, reason), spent)
+                text = self._asked(_messages(ask, unfit), spent)
             except _NoAnswer as error:
                 return Reply(ask.key, None, str(error), True, **spent)
             try:
                 return Reply(ask.key, checked(text, ask), None, False, **spent)
-            except ValueError as error:
-                reason = str(error)
-        return Reply(ask.key, None, reason, False, **spent)
+            except Unfit as error:
+                unfit = error
+        return Reply(ask.key, None, unfit.kind if unfit else None, False, **spent)
 
     def _asked(self, messages: list[Any], spent: dict[str, int]) -> str:
         openai = self._openai
@@ -151,6 +151,14 @@ class Endpoint:
             spent["input_tokens"] += made.usage.prompt_tokens
             spent["output_tokens"] += made.usage.completion_tokens
         return (made.choices[0].message.content or "") if made.choices else ""
+
+
+class Unfit(ValueError):
+    """A reply that is of no use, and why; kind: by what it is counted."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
 
 
 class _NoAnswer(Exception):
@@ -184,10 +192,10 @@ def _pause(tried: int, error: Exception) -> float:
     return min(random.uniform(0.25, 0.75) * 2**tried, _LONGEST_PAUSE_S)  # noqa: S311
 
 
-def _messages(ask: Ask, reason: str) -> list[Any]:
+def _messages(ask: Ask, unfit: Unfit | None) -> list[Any]:
     asked = f"Labels: {', '.join(ask.labels)}. The annotators saw: {ask.label}."
-    if reason:
-        asked += f" An earlier reply was of no use: {reason}."
+    if unfit is not None:
+        asked += f" An earlier reply was of no use: {unfit}."
     pictures = [
         {
             "type": "image_url",
@@ -202,31 +210,28 @@ def _messages(ask: Ask, reason: str) -> list[Any]:
 
 
 def checked(text: str, ask: Ask) -> str:
-    """The description of a reply. ValueError says what is wrong with it: no JSON, another label, too short
-    or too long, or words that name another label of the set and not the true one."""
+    """The description of a reply. Unfit says what is wrong with it: no JSON, another label, too short or
+    too long, or words that name another label of the set and not the true one."""
     told = _first_object(text)
     label = canonical(str(told.get("label", "")))
     if label != ask.label:
-        raise ValueError(f"its label is {label or 'missing'!r} and not {ask.label!r}")
+        raise Unfit("another label", f"its label is {label or 'missing'!r} and not {ask.label!r}")
     description = " ".join(str(told.get("description", "")).split())
     if not _SHORTEST <= len(description) <= _LONGEST:
-        raise ValueError(f"a description of {len(description)} characters")
+        raise Unfit("too short or too long", f"a description of {len(description)} characters")
     words = {canonical(word.strip(".,;:!?()\"'")) for word in description.split()}
     others = (set(ask.labels) - {ask.label}) & words
     if others and ask.label not in words:
-        raise ValueError(f"its description names {sorted(others)[0]!r} and not {ask.label!r}")
+        named = sorted(others)[0]
+        raise Unfit("another label", f"its description names {named!r} and not {ask.label!r}")
     return description
 
 
 def _first_object(text: str) -> dict[str, Any]:
     """Models like to put their JSON between fences and kind words."""
     at = text.find("{")
-    if at < 0:
-        raise ValueError("no JSON object in it")
     try:
-        told, _ = json.JSONDecoder().raw_decode(text[at:])
+        told, _ = json.JSONDecoder().raw_decode(text[at:] if at >= 0 else "")
     except json.JSONDecodeError:
-        raise ValueError("its JSON is broken") from None
-    if not isinstance(told, dict):
-        raise ValueError("no JSON object in it")
-    return told
+        raise Unfit("no JSON", "it holds no whole JSON object") from None
+    return dict(told)

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.errors import UserError
-from pipeline.instruct.endpoint import Ask, Endpoint, EndpointConfig, checked
+from pipeline.instruct.endpoint import Ask, Endpoint, EndpointConfig, Unfit, checked
 from pipeline.instruct.sources import read_items
 from pipeline.instruct.templates import KINDS, Templates
 from pipeline.labels import LABEL_SETS
@@ -297,9 +297,9 @@ def test_a_refusal_ends_it_and_the_key_stays_secret(endpoint: tuple[str, Path]) 
         ('{"label": "sadness", "description": "No anger, plain sadness in the eyes."}', None),
         ('{"label": "sadness", "description": "short"}', "5 characters"),
         ('{"label": "sadness", "description": "Pressed lips show much anger."}', "names 'anger'"),
-        ('{"label": "sadness", "descr', "broken"),
+        ('{"label": "sadness", "descr', "no whole JSON"),
         ('{"description": "The corners of the lips are drawn down."}', "its label is 'missing'"),
-        ("[]", "no JSON"),
+        ("[]", "no whole JSON"),
     ],
 )
 def test_an_answer_has_to_agree_with_the_label(text: str, fault: str | None) -> None:
@@ -307,5 +307,5 @@ def test_an_answer_has_to_agree_with_the_label(text: str, fault: str | None) -> 
     if fault is None:
         assert checked(text, asked)
     else:
-        with pytest.raises(ValueError, match=fault):
+        with pytest.raises(Unfit, match=fault):
             checked(text, asked)
