@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +39,11 @@ def tune_command(options: argparse.Namespace) -> int:
     _check(config)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    find = partial(_find_faces, frames=config.data.frames)
     if config.workers.count > 1 or os.environ.get("RAY_ADDRESS"):
-        prepare(config, options.output, find, _say)
+        prepare(config, options.output, _find_faces, _say)
         result = _on_ray(config, options.output.resolve())
     else:
-        result = _told(tune(config, options.output, _say, find))
+        result = _told(tune(config, options.output, _say, _find_faces))
     result = {"model": str(options.output)} | result
     if options.json:
         print_json(result)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus import stat_video
 from pipeline.errors import UserError, VideoError
 from pipeline.faces.align import CropSpec
 from pipeline.faces.encoding import decode_crop, decode_picture, to_grayscale
@@ -34,7 +35,8 @@ RESOLUTION = 2
 
 Found = tuple[int, dict[str, Any]]
 """A row's number and some of its windows (as in schema.FACES_ROW), or a `reason` why there are none."""
-FindFaces = Callable[[LabelledTable, Needs], Iterator[Found]]
+FindFaces = Callable[[LabelledTable, Needs, int], Iterator[Found]]
+"""Of a video at most so many frames."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,21 @@ def read_examples(
     crop: CropSpec,
     *,
     grayscale: bool,
+    frames: int,
     cache: Path,
     find: FindFaces,
     log: Callable[[str], None],
 ) -> Examples:
-    """The examples of a table; the faces found are kept in `cache` for the next time.
+    """The examples of a table, of a video at most `frames` each; the faces found are kept in `cache` for
+    the next time.
 
     A row that cannot be one (no media, a label that the set has not, a picture that cannot be read, no
     face) is left out, counted in `skipped` and told. UserError where none is left.
     """
     table = LabelledTable.read(uri)
     told, targets, skipped = _texts(table, labels)
-    faces = _Faces.of(table, crop, grayscale=grayscale, cache=cache, find=find)
+    shape = _Shape(crop, grayscale, frames)
+    faces = _Faces.of(table, shape, cache, find)
     rows = []
     for row, target in enumerate(targets):
         if target is None:
@@ -156,7 +161,7 @@ def _texts(
     return told, targets, skipped
 
 
-def pictures_here(table: LabelledTable, needs: Needs) -> Iterator[Found]:
+def pictures_here(table: LabelledTable, needs: Needs, frames: int) -> Iterator[Found]:  # noqa: ARG001
     """The faces of a table of pictures, found in this process: without Ray, and without a child that
     may die of them. UserError where the table names videos."""
     from pipeline.faces.mtcnn import Mtcnn
@@ -191,6 +196,15 @@ def _bytes(table: LabelledTable, picture: dict[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
+class _Shape:
+    """What of a table's faces is kept."""
+
+    crop: CropSpec
+    grayscale: bool
+    frames: int
+
+
+@dataclass(frozen=True)
 class _Faces:
     """The faces of a table on disk, the canvases mapped and not read. place: row -> (first, count);
     reasons: row -> why it has none."""
@@ -202,16 +216,14 @@ class _Faces:
     reasons: dict[int, str]
 
     @classmethod
-    def of(
-        cls, table: LabelledTable, crop: CropSpec, *, grayscale: bool, cache: Path, find: FindFaces
-    ) -> _Faces:
-        fs, path = table.storage.locate(table.uri)
-        name = Path(table.uri).stem
-        key = repr((table.uri, fs.size(path), crop, grayscale)).encode()
-        folder = cache / f"faces-{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    def of(cls, table: LabelledTable, wanted: _Shape, cache: Path, find: FindFaces) -> _Faces:
+        # A table that was written anew is another one.
+        version = stat_video(table.uri, table.storage).video_id
+        key = hashlib.sha256(repr((version, wanted)).encode()).hexdigest()[:12]
+        folder = cache / f"faces-{Path(table.uri).stem}-{key}"
         # The index is written last: a folder without it is unfinished and made again.
         if not (folder / _INDEX).exists():
-            _write_faces(folder, table, crop, grayscale=grayscale, find=find)
+            _write_faces(folder, table, wanted, find)
         index = json.loads((folder / _INDEX).read_text())
         shape = tuple(index["shape"])
         with np.load(folder / _POINTS, allow_pickle=False) as points:
@@ -230,11 +242,9 @@ class _Faces:
 _CANVAS, _POINTS, _INDEX = "canvas.u8", "points.npz", "index.json"
 
 
-def _write_faces(
-    folder: Path, table: LabelledTable, crop: CropSpec, *, grayscale: bool, find: FindFaces
-) -> None:
+def _write_faces(folder: Path, table: LabelledTable, wanted: _Shape, find: FindFaces) -> None:
     """Of a video with several faces the one of whom a window shows most frames."""
-    spec = canvas_spec(crop)
+    spec = canvas_spec(wanted.crop)
     needs = Needs(crops=(CropView(spec),), features=True)
     reasons: dict[int, str] = {}
     place: dict[int, tuple[int, int]] = {}
@@ -248,12 +258,12 @@ def _write_faces(
             place[row] = len(features), len(crops["pictures"])
             for encoded in crops["pictures"]:
                 picture = decode_crop(encoded)
-                canvases.write((to_grayscale(picture) if grayscale else picture).tobytes())
+                canvases.write((to_grayscale(picture) if wanted.grayscale else picture).tobytes())
             points = np.asarray(crops["landmarks"], np.float32).reshape(-1, 5, 2)
             landmarks.extend(points * np.float32(spec.size) - np.float32(0.5))
             features.extend(np.asarray(shown["features"], np.float32))
 
-        for row, found in find(table, needs):
+        for row, found in find(table, needs, wanted.frames):
             if found["reason"] is not None and not found["windows"]:
                 reasons[row] = found["reason"]
             for shown in found["windows"]:
@@ -265,6 +275,6 @@ def _write_faces(
         landmarks=np.array(landmarks, np.float32),
         features=np.array(features, np.float32),
     )
-    shape = (len(features), spec.size, spec.size, 1 if grayscale else 3)
+    shape = (len(features), spec.size, spec.size, 1 if wanted.grayscale else 3)
     index = {"shape": shape, "place": place, "reasons": reasons}
     (folder / _INDEX).write_text(json.dumps(index))

@@ -152,6 +152,7 @@ def prepare(
             label_set(model.label_set),
             model.crop,
             grayscale=model.processor.grayscale,
+            frames=config.data.frames,
             cache=config.data.cache or output / "training",
             find=find,
             log=log,

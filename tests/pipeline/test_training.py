@@ -55,7 +55,14 @@ def faces(fer2013, tmp_path_factory) -> Examples:
 
 def examples(table: Path, folder: Path, find: FindFaces = pictures_here) -> Examples:
     return read_examples(
-        str(table), TWO, config().crop, grayscale=True, cache=folder, find=find, log=lambda _: None
+        str(table),
+        TWO,
+        config().crop,
+        grayscale=True,
+        frames=8,
+        cache=folder,
+        find=find,
+        log=lambda _: None,
     )
 
 
@@ -264,8 +271,8 @@ def test_rows_that_cannot_be_learnt_from_are_counted_and_told(tables, tmp_path) 
     )
     lines: list[str] = []
     made = read_examples(
-        str(table), TWO, config().crop, grayscale=True, cache=tmp_path, find=pictures_here,
-        log=lines.append,
+        str(table), TWO, config().crop, grayscale=True, frames=8, cache=tmp_path,
+        find=pictures_here, log=lines.append,
     )  # fmt: skip
     assert made.labels.tolist() == [0, -1]
     assert made.told[1].answer == "A smile."
