@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.instruct.endpoint import Endpoint, Reply
 
 _FRAMES = 4  # of a clip, that a model is shown
-_WHOLE_VIDEO = 86_400.0
 _FACE, _MARGIN = 336, 0.4  # pixels, and border round ArcFace's crop: what a model is shown
 _SAID_EVERY_S = 15.0
 
@@ -114,7 +113,7 @@ def _described(
     options: argparse.Namespace, items: list[Item], labels: tuple[str, ...], templates: Templates
 ) -> dict[str, Any]:
     """Asks for what the journal has no answer to yet, then writes the records."""
-    endpoint = _endpoint(options)
+    endpoint, prices = _endpoint(options), _token_prices(options)
     journal = options.output.with_name(f".{options.output.name}.journal")
     known = _read_journal(journal, options.endpoint_model)
     keys = [item_key(item) for item in items]
@@ -153,7 +152,7 @@ def _described(
         "records": write_records(options.output, records),
         "dropped": dict(dropped),
         "unanswered": unanswered,
-        "spent": dict(spent) | _cost(options, spent),
+        "spent": dict(spent) | _cost(prices, spent),
     }
     if not unanswered:
         journal.unlink()
@@ -170,6 +169,9 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         raise UserError(
             f"--endpoint needs a key in ${options.api_key_env} (--api-key-env names another)"
         )
+    for name in ("concurrency", "attempts"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1")
     config = EndpointConfig(
         url=options.endpoint,
         model=options.endpoint_model,
@@ -183,13 +185,21 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     return Endpoint(config)
 
 
-def _cost(options: argparse.Namespace, spent: Counter[str]) -> dict[str, float]:
+def _token_prices(options: argparse.Namespace) -> tuple[float, float] | None:
+    """Of a million tokens, read and written."""
     if options.token_prices is None:
-        return {}
+        return None
     try:
         read, written = map(float, options.token_prices.split(","))
     except ValueError:
         raise UserError("--token-prices is not IN,OUT: prices of a million tokens") from None
+    return read, written
+
+
+def _cost(prices: tuple[float, float] | None, spent: Counter[str]) -> dict[str, float]:
+    if prices is None:
+        return {}
+    read, written = prices
     return {"cost": (spent["input_tokens"] * read + spent["output_tokens"] * written) / 1e6}
 
 
@@ -198,7 +208,6 @@ def _replies(
 ) -> Iterator[Reply]:
     """The faces of the examples, found as a job finds them, and what the model writes of each."""
     from jobs.labelled import windows_of_table
-    from pipeline.config import Config, WindowsConfig
     from pipeline.faces.align import CropSpec
     from pipeline.instruct.endpoint import Ask, Reply
     from pipeline.labelled import LabelledTable
@@ -208,14 +217,13 @@ def _replies(
         return
     table_file = journal.with_suffix(".faces.parquet")
     write_records(table_file, (item.media | {"label": item.label} for item in items))
-    windows = WindowsConfig(window_seconds=_WHOLE_VIDEO, frames_per_window=_FRAMES)
     needs = Needs(crops=(CropView(CropSpec(_FACE, _MARGIN)),))
     table = LabelledTable.read(table_file)
     faceless: list[Reply] = []
 
     def asks() -> Iterator[Ask]:
         seen: set[int] = set()
-        for row, found in windows_of_table(table, Config(windows=windows), needs):
+        for row, found in windows_of_table(table, needs, _FRAMES):
             if row not in seen and found["windows"]:
                 seen.add(row)
                 pictures = found["windows"][0]["crops"][0]["pictures"]
@@ -249,7 +257,10 @@ class _Journal:
         self._model = model
 
     def __enter__(self) -> _Journal:
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
         self._stream = self._path.open("a")
+        if torn:  # the last line of a run that died must not swallow the next
+            self._stream.write("\n")
         return self
 
     def __exit__(self, *_: object) -> None:

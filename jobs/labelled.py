@@ -1,4 +1,4 @@
-"""Labelled tables through the stages of the main job, for `evaluate` and `tune`."""
+"""Labelled tables through the stages of the main job, for `evaluate`, `instruct` and `tune`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from jobs.flow import (
     pool_sizes,
     start_ray,
 )
-from pipeline.config import Config
+from pipeline.config import Config, WindowsConfig
 from pipeline.labelled import LabelledTable, Part
 from pipeline.needs import Needs
 
 _PICTURES_PER_BLOCK = 32
+_WHOLE_VIDEO_S = 86_400.0
 
 
 def annotated_table(
@@ -42,9 +43,12 @@ def annotated_table(
 
 
 def windows_of_table(
-    table: LabelledTable, config: Config, needs: Needs
+    table: LabelledTable, needs: Needs, frames: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with rows of schema.FACES_ROW: the windows that a model would read."""
+    """The same with rows of schema.FACES_ROW: of a video one window a track and segment, of at most
+    `frames` frames."""
+    windows = WindowsConfig(window_seconds=_WHOLE_VIDEO_S, frames_per_window=frames)
+    config = Config(windows=windows)
     start_ray(config.resources)
     try:
         faces = _faces(table, config, needs, pool_sizes(config.resources))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import print_json
-from pipeline.config import Config, WindowsConfig, read_tree, validated
+from pipeline.config import read_tree, validated
 from pipeline.errors import JobFailed, UserError
 from pipeline.needs import Needs
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.training.examples import Found
     from pipeline.training.tune import TuneConfig, Tuned
 
-_WHOLE_VIDEO = 86_400.0  # seconds: one window a track
 _RESULT, _PROGRESS = "training/result.json", "training/progress.log"
 
 
@@ -68,11 +67,10 @@ def _check(config: TuneConfig) -> None:
 
 
 def _find_faces(table: LabelledTable, needs: Needs, frames: int) -> Iterator[Found]:
-    """By the stages of the main job: a track of a video is one window of so many of its frames."""
+    """By the stages of the main job, which bring Ray: not where the faces are found already."""
     from jobs.labelled import windows_of_table
 
-    windows = WindowsConfig(window_seconds=_WHOLE_VIDEO, frames_per_window=frames)
-    return windows_of_table(table, Config(windows=windows), needs)
+    return windows_of_table(table, needs, frames)
 
 
 def _told(tuned: Tuned) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from pipeline.errors import UserError
 from pipeline.training.batches import Batch, augmented_batches, plain_batches
 from pipeline.training.examples import Examples
 from pipeline.training.metrics import Scores, classification_scores
@@ -94,6 +95,11 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}-checkpoint.pt"
     best_file = folder / f"{stage.name}-best.safetensors"
+    if min(stage.batch_size, len(train)) < team.size:
+        raise UserError(
+            f"stage {stage.name}: a step of {min(stage.batch_size, len(train))} examples is too small for "
+            f"{team.size} workers; each needs one"
+        )
     device = team.device
     module.to(device)
     frozen = _set_frozen(module, stage)

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from jobs.instruct import _Journal, _read_journal
 from pipeline.errors import UserError
-from pipeline.instruct.endpoint import Ask, Endpoint, EndpointConfig, Unfit, checked
+from pipeline.instruct.endpoint import Ask, Endpoint, EndpointConfig, Reply, Unfit, checked
 from pipeline.instruct.sources import read_items
 from pipeline.instruct.templates import KINDS, Templates
 from pipeline.labels import LABEL_SETS
@@ -264,6 +265,15 @@ def test_a_model_that_errs_stalls_and_lies_costs_what_it_spoils(
     emolake(*asked, env=key)
     again = Counter(line.split()[1] for line in log.read_text().splitlines())
     assert again - per_label == {"disgust": 9}, "only what had no answer is asked again"
+
+
+def test_a_torn_line_of_the_journal_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_text('{"key": "the run was killed he')
+    with _Journal(path, "m") as entries:
+        entries.write(Reply("k", "A smile.", None, False, 1, 2, 3))
+    assert _read_journal(path, "m")["k"]["description"] == "A smile."
+    assert _read_journal(path, "another") == {}
 
 
 def ask(number: int) -> Ask:

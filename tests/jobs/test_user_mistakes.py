@@ -35,6 +35,8 @@ def ground(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("")
     labelled = pa.table({"image": pa.array([b""]), "label": ["bored"]})
     pq.write_table(labelled, tmp_path / "labels.parquet")
+    seen = pa.table({"image": pa.array([b"x"]), "label": ["happy"]})
+    pq.write_table(seen, tmp_path / "seen.parquet")
     case = tmp_path / "case"
     case.mkdir()
     (case / "config.json").write_text('{"family": "gpt"}')
@@ -43,6 +45,7 @@ def ground(tmp_path: Path) -> Path:
 
 VIDEOS = "{g}/videos --output {g}/out"
 TUNE = "tune --config emo-llama-tiny --output {g}/out"
+ASKED = "instruct table {g}/seen.parquet --output {g}/o.jsonl --label-set fer2013 --endpoint http://h/v1"
 TABLE = "instruct table {g}/labels.parquet --output {g}/o.jsonl"
 CASES = [
     ("", "COMMAND"),
@@ -132,6 +135,13 @@ CASES = [
     (f"{TABLE} --label-set fer2013 --kind poem", "known kinds: label, reason, description"),
     (f"{TABLE} --label-set fer2013 --templates {{g}}/bad.yaml", "is not YAML"),
     (f"{TABLE} --label-set fer2013 --templates {{g}}/list.yaml", "templates"),
+    (f"{ASKED}", "needs --endpoint-model NAME"),
+    (f"{ASKED} --endpoint-model m --api-key-env NO_SUCH_KEY", "needs a key in $NO_SUCH_KEY"),
+    (
+        f"{ASKED} --endpoint-model m --api-key-env PATH --attempts 0",
+        "--attempts must be at least 1",
+    ),
+    (f"{ASKED} --endpoint-model m --api-key-env PATH --token-prices 1", "is not IN,OUT"),
     ("instruct table {g}/none.csv --label-set dfew --output {g}/o.jsonl", "does not exist"),
 ]
 
