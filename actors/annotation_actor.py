@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
-from pipeline.config import AnnotatorConfig
-from pipeline.needs import Needs
-from pipeline.schema import ANNOTATED_ROW, ATTRIBUTES, VIDEO_ITSELF
-from pipeline.segments import failed_segment
-from pipeline.sound import Sound
-from pipeline.transcripts import Cue, said_in, spans_of
+from emolake.pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.corpus.segments import failed_segment
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.labels import ATTRIBUTES
+from emolake.pipeline.lake.schema import ANNOTATED_ROW, VIDEO_ITSELF
+from emolake.pipeline.video.sound import Sound
+from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AnnotationActor:
         self.settings = settings
         self.recognizer = None
         if settings.annotator.recognizer is not None:
-            from pipeline.annotators.speech import SpeechRecognizer
+            from emolake.pipeline.annotators.speech import SpeechRecognizer
 
             self.recognizer = SpeechRecognizer(settings.annotator.recognizer, device)
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)

@@ -10,19 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.child import Child, ChildDied, ChildTimedOut
-from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
-from pipeline.decode import VideoInfo
-from pipeline.errors import JobFailed, Reason
-from pipeline.needs import Needs
-from pipeline.schema import FACES_ROW, SEGMENT_ROW
-from pipeline.segments import (
+from emolake.actors.child import Child, ChildDied, ChildTimedOut
+from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from emolake.pipeline.corpus.segments import (
     failed_segment,
     failed_video,
     pictures_row,
     segment_rows,
     without_faces,
 )
+from emolake.pipeline.errors import JobFailed, Reason
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW
+from emolake.pipeline.video.decode import VideoInfo
 
 _START_TIMEOUT_S = 120.0
 _STARTS = 3
@@ -68,7 +68,7 @@ class _Decoder:
 
     def __init__(self, settings: FaceSettings, *, finds_faces: bool) -> None:
         self._message = settings.message(finds_faces=finds_faces)
-        self.child = Child("actors.face_child")
+        self.child = Child("emolake.actors.face_child")
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
         self._start()

@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 import av
 import pyarrow as pa
 
-from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
-from pipeline.decode import Ending, Source, probe, sampled_frames
-from pipeline.errors import VideoError
-from pipeline.needs import Needs
-from pipeline.schema import FACES_ROW
-from pipeline.segments import failed_segment, without_faces
-from pipeline.sound import read_sound
-from pipeline.storage import Storage, is_local
-from pipeline.traffic import bytes_read_by_process, counted, ours
-from pipeline.transcripts import read_subtitles, read_transcript
+from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
+from emolake.pipeline.corpus.segments import failed_segment, without_faces
+from emolake.pipeline.errors import VideoError
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.schema import FACES_ROW
+from emolake.pipeline.storage.files import Storage, is_local
+from emolake.pipeline.storage.traffic import bytes_read_by_process, counted, ours
+from emolake.pipeline.video.decode import Ending, Source, probe, sampled_frames
+from emolake.pipeline.video.sound import read_sound
+from emolake.pipeline.video.transcripts import read_subtitles, read_transcript
 
 if TYPE_CHECKING:
-    from pipeline.faces.mtcnn import Mtcnn
-    from pipeline.faces.stage import FaceStage
+    from emolake.pipeline.faces.mtcnn import Mtcnn
+    from emolake.pipeline.faces.stage import FaceStage
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # Linux, unshare(2)
@@ -142,9 +142,9 @@ class _Worker:
 
     def _pictured(self, given: list[dict[str, Any]]) -> dict[str, Any]:
         """Pictures of one face each, as one window."""
-        from pipeline.faces.encoding import decode_picture
-        from pipeline.faces.mtcnn import Mtcnn
-        from pipeline.faces.still import still_window
+        from emolake.pipeline.faces.encoding import decode_picture
+        from emolake.pipeline.faces.mtcnn import Mtcnn
+        from emolake.pipeline.faces.still import still_window
 
         if self._mtcnn is None:
             self._mtcnn = Mtcnn(device=self.device)
@@ -184,7 +184,7 @@ class _Worker:
     def _face_stage(self) -> FaceStage:
         import torch
 
-        from pipeline.faces.stage import FaceStage
+        from emolake.pipeline.faces.stage import FaceStage
 
         torch.set_num_threads(1)
         return FaceStage(

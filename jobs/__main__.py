@@ -1,3 +1,3 @@
-from jobs.cli import run
+from emolake.jobs.cli import run
 
 run()

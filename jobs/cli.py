@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.errors import EmolakeError, UserError
 
 _SETS = ("raf-db", "affectnet", "fer2013", "ferplus", "dfew", "mafw", "ferv39k")
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
     try:
         options = make_parser().parse_args(arguments)
-        command = importlib.import_module(f"jobs.{options.module}")
+        command = importlib.import_module(f"emolake.jobs.commands.{options.module}")
         with _results_alone(getattr(options, "json", False)):
             code: int = getattr(command, options.function)(options)
         sys.stdout.flush()

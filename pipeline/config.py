@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
 
 ENVIRONMENT_PREFIX = "EMOLAKE_"
 

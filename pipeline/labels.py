@@ -1,4 +1,5 @@
-"""Canonical emotion labels, the label sets of the field's data sets, and their synonyms: labels.yaml."""
+"""What a face is called: canonical emotion labels, the label sets of the field's data sets and their
+synonyms (labels.yaml), and the names of a person's attributes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
+
+ATTRIBUTES = ("age", "gender", "race")
+"""What a manifest or a labelled table may tell of the person a video shows."""
 
 _TOLD = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text())
 

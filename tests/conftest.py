@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline.faces.align import CropSpec
-from pipeline.needs import CropView, Needs
+from emolake.pipeline.faces.align import CropSpec
+from emolake.pipeline.faces.needs import CropView, Needs
 
 SMALL_CROPS = Needs(crops=(CropView(CropSpec(48)),), features=True)
 """What the face stage makes in tests that look at faces and load no model."""
@@ -59,7 +59,7 @@ def fer2013() -> Path:
 @pytest.fixture(scope="session")
 def demo_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's corpus: portrait, pan_away, no_face and damaged, a few seconds each."""
-    from jobs.demo import make_corpus
+    from emolake.jobs.commands.demo import make_corpus
 
     folder = tmp_path_factory.mktemp("demo") / "videos"
     make_corpus(folder)
@@ -90,7 +90,7 @@ def emolake() -> Emolake:
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         environment = os.environ | options.pop("env", {})
         return subprocess.run(
-            [sys.executable, "-m", "jobs", *map(str, arguments)],
+            [sys.executable, "-m", "emolake.jobs", *map(str, arguments)],
             capture_output=True,
             text=True,
             env=environment,

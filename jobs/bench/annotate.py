@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
 
 _FRAMES = 8
 _ANSWER_TOKENS = 8
@@ -33,8 +33,8 @@ def bench_annotate(_clips: list[Path], _scratch: Path, options: Namespace) -> It
 def _shape(shape: str, device: str, profile: Path | None) -> Iterator[Measurement]:
     import torch
 
-    from pipeline.annotators.emo_llama import EmoLlamaAnnotator
-    from pipeline.config import AnnotatorConfig
+    from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator
+    from emolake.pipeline.config import AnnotatorConfig
 
     rates: dict[str, float] = {}
     single = 0.0
@@ -84,11 +84,11 @@ def _loaded(shape: str, device: str, precision: str) -> Any:
     """The embedded model, or one of random weights made on the device."""
     import torch
 
-    from pipeline.models.catalog import DEFAULT_MODEL
-    from pipeline.models.emo_llama import EmoLlama
-    from pipeline.models.folder import QUESTION_LIMIT, LoadedModel, load_model
-    from pipeline.models.precision import weight_dtypes
-    from pipeline.models.prompts import Prompter, train_tokenizer
+    from emolake.pipeline.models.catalog import DEFAULT_MODEL
+    from emolake.pipeline.models.emo_llama import EmoLlama
+    from emolake.pipeline.models.folder import QUESTION_LIMIT, LoadedModel, load_model
+    from emolake.pipeline.models.precision import weight_dtypes
+    from emolake.pipeline.models.prompts import Prompter, train_tokenizer
 
     if shape == "tiny":
         return load_model(DEFAULT_MODEL, device, precision)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def _loaded(shape: str, device: str, precision: str) -> Any:
 
 
 def _config(shape: str) -> Any:
-    from pipeline.models.config import (
+    from emolake.pipeline.models.config import (
         EmoLlamaConfig,
         FaceInfoConfig,
         LanguageConfig,
@@ -138,8 +138,8 @@ def _config(shape: str) -> Any:
 def _windows(annotator: Any, count: int) -> list[Any]:
     import numpy as np
 
-    from pipeline.annotators.base import FaceCrops, WindowInput
-    from pipeline.faces.encoding import encode_crop
+    from emolake.pipeline.annotators.base import FaceCrops, WindowInput
+    from emolake.pipeline.faces.encoding import encode_crop
 
     rng = np.random.default_rng(0)
     config = annotator.model_config
@@ -179,7 +179,7 @@ def _generated(annotator: Any, windows: list[Any]) -> None:
 
 
 def _written(annotator: Any, windows: list[Any], **how: Any) -> list[str]:
-    from pipeline.models.precision import computing
+    from emolake.pipeline.models.precision import computing
 
     prompt = annotator.prompter.emotion(annotator.labels)
     with computing(annotator.options.precision, annotator.device):
@@ -200,8 +200,8 @@ def _work(annotator: Any, windows: list[Any]) -> tuple[float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipeline.models.precision import computing
-    from pipeline.models.scoring import LabelTrie
+    from emolake.pipeline.models.precision import computing
+    from emolake.pipeline.models.scoring import LabelTrie
 
     prompt = annotator.prompter.emotion(annotator.labels)
     given = annotator.prepared(windows)

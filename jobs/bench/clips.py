@@ -7,14 +7,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from jobs.demo import make_corpus
-from pipeline.corpus import VIDEO_SUFFIXES
-from pipeline.errors import UserError, VideoError
+from emolake.jobs.commands.demo import make_corpus
+from emolake.pipeline.corpus.listing import VIDEO_SUFFIXES
+from emolake.pipeline.errors import UserError, VideoError
 
 
 def good_clips(folder: Path | None, scratch: Path) -> list[Path]:
     """Videos that open, of the named folder or the demo's corpus."""
-    from pipeline.decode import probe
+    from emolake.pipeline.video.decode import probe
 
     if folder is None:
         paths = make_corpus(scratch / "clips")

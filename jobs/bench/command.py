@@ -11,7 +11,7 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from jobs.cli import print_json
+from emolake.jobs.cli import print_json
 
 _BENCHES = {
     "faces": ("faces:bench_faces", True),
@@ -27,11 +27,11 @@ annotation stage is measured where neither Ray nor PyAV is."""
 def bench_command(options: Namespace) -> int:
     place, on_clips = _BENCHES[options.name]
     module, _, name = place.partition(":")
-    entry = getattr(importlib.import_module(f"jobs.bench.{module}"), name)
+    entry = getattr(importlib.import_module(f"emolake.jobs.bench.{module}"), name)
     with tempfile.TemporaryDirectory() as scratch:
         clips: list[Path] = []
         if on_clips:
-            from jobs.bench.clips import good_clips
+            from emolake.jobs.bench.clips import good_clips
 
             clips = good_clips(options.clips, Path(scratch))
         told = [m.row() for m in entry(clips, Path(scratch), options)]

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from jobs.bench.clips import loop_clip, resized_clip
-from jobs.bench.measurement import Measurement, less_is_better, more_is_better, timed
-from jobs.bench.truth import Truth, read_truth, true_box
-from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
-from pipeline.decode import Ending, TimedFrame, sampled_frames
-from pipeline.faces.align import CropSpec
-from pipeline.needs import CropView, Needs
-from pipeline.schema import VIDEO_ROW
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.jobs.bench.clips import loop_clip, resized_clip
+from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better, timed
+from emolake.jobs.bench.truth import Truth, read_truth, true_box
+from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from emolake.pipeline.faces.align import CropSpec
+from emolake.pipeline.faces.needs import CropView, Needs
+from emolake.pipeline.lake.schema import VIDEO_ROW
+from emolake.pipeline.video.decode import Ending, TimedFrame, sampled_frames
 
 _DECODE = DecodeConfig()
 _NEEDS = Needs(crops=(CropView(CropSpec(48)),), features=True)
@@ -48,7 +48,7 @@ def bench_faces(clips: list[Path], scratch: Path, options: Namespace) -> Iterato
     if truth:
         yield from _quality(clips, truth)
     if options.sheet:
-        from jobs.bench.sheet import contact_sheet
+        from emolake.jobs.bench.sheet import contact_sheet
 
         contact_sheet(clips, truth, options.sheet)
 
@@ -58,8 +58,8 @@ def _frames(path: Path, config: DecodeConfig = _DECODE) -> Iterator[TimedFrame]:
 
 
 def _speed(clips: list[Path]) -> Iterator[Measurement]:
-    from pipeline.faces.mtcnn import Mtcnn
-    from pipeline.faces.stage import FaceStage
+    from emolake.pipeline.faces.mtcnn import Mtcnn
+    from emolake.pipeline.faces.stage import FaceStage
 
     stage = FaceStage(FacesConfig(), WindowsConfig(), _NEEDS, _DECODE.sample_fps)
     alone = Mtcnn()
@@ -199,9 +199,9 @@ def _two_hours(clip: Path, scratch: Path) -> Measurement:
 
 def _following(clips: list[Path]) -> Iterator[Measurement]:
     """Faces followed between keyframes against full detection of every sampled frame."""
-    from pipeline.faces.detector import pairwise_iou
-    from pipeline.faces.search import FaceSearch
-    from pipeline.faces.stage import make_detector
+    from emolake.pipeline.faces.detector import pairwise_iou
+    from emolake.pipeline.faces.search import FaceSearch
+    from emolake.pipeline.faces.stage import make_detector
 
     found, wanted, overlaps = 0, 0, []
     for path in clips:
@@ -225,8 +225,8 @@ def _following(clips: list[Path]) -> Iterator[Measurement]:
 
 def _quality(clips: list[Path], truth: Truth) -> Iterator[Measurement]:
     """Tracks against the truth, sampled frame by sampled frame."""
-    from pipeline.faces.detector import pairwise_iou
-    from pipeline.faces.stage import FaceStage
+    from emolake.pipeline.faces.detector import pairwise_iou
+    from emolake.pipeline.faces.stage import FaceStage
 
     stage = FaceStage(FacesConfig(), WindowsConfig(), _NEEDS, _DECODE.sample_fps)
     present, matched, strange, total = 0, 0, 0, 0

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.clips import repeated
-from jobs.bench.measurement import Measurement, less_is_better, more_is_better
-from jobs.bench.store import watched_ray
-from pipeline.estimate import POOLS
+from emolake.jobs.bench.clips import repeated
+from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.store import watched_ray
+from emolake.pipeline.corpus.estimate import POOLS
 
-_COMMAND = [sys.executable, "-m", "jobs"]
+_COMMAND = [sys.executable, "-m", "emolake.jobs"]
 _TIMES = 12
 _STORE_MB = 500
 

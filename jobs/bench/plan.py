@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from jobs.bench.measurement import Measurement, less_is_better
-from pipeline.config import Config
-from pipeline.corpus import Video
-from pipeline.errors import UserError
-from pipeline.lake.commit import RunStamp, commit_segments
-from pipeline.lake.compaction import compact
-from pipeline.lake.layout import Lake
-from pipeline.lake.ledger import ledger_shards
-from pipeline.planning import make_plan
-from pipeline.schema import ANNOTATIONS, LISTED_ROW, sort_keys
-from pipeline.shards import Shards
-from pipeline.storage import Storage
+from emolake.jobs.bench.measurement import Measurement, less_is_better
+from emolake.pipeline.config import Config
+from emolake.pipeline.corpus.listing import Video
+from emolake.pipeline.corpus.planning import make_plan
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.compaction import compact
+from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.ledger import ledger_shards
+from emolake.pipeline.lake.schema import ANNOTATIONS, LISTED_ROW, sort_keys
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.shards import Shards
 
 _COMMITS, _VIDEOS_A_COMMIT, _WINDOWS = 1000, 4, 8
 _LARGE = 256 << 20

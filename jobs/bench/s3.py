@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

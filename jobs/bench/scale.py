@@ -18,19 +18,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.clips import loop_clip, repeated
-from jobs.bench.measurement import Measurement, less_is_better, more_is_better
-from jobs.bench.s3 import local_s3
-from jobs.bench.store import watched_ray
-from jobs.setup import ChosenModel
-from pipeline.config import Config
-from pipeline.corpus import Video, find_videos
-from pipeline.lake.layout import LEDGER, Lake, new_commit_id
-from pipeline.models.catalog import DEFAULT_MODEL
-from pipeline.schema import VIDEOS
-from pipeline.storage import Storage
+from emolake.jobs.bench.clips import loop_clip, repeated
+from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.s3 import local_s3
+from emolake.jobs.bench.store import watched_ray
+from emolake.jobs.commands.setup import ChosenModel
+from emolake.pipeline.config import Config
+from emolake.pipeline.corpus.listing import Video, find_videos
+from emolake.pipeline.lake.layout import LEDGER, Lake, new_commit_id
+from emolake.pipeline.lake.schema import VIDEOS
+from emolake.pipeline.models.catalog import DEFAULT_MODEL
+from emolake.pipeline.storage.files import Storage
 
-_COMMAND = (sys.executable, "-m", "jobs")
+_COMMAND = (sys.executable, "-m", "emolake.jobs")
 _FEW, _MANY = 100_000, 1_000_000
 _DONE = 0.9
 _ROWS_A_FILE = 10_000

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.bench.truth import Truth, true_box
-from pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
-from pipeline.decode import Ending, sampled_frames
-from pipeline.errors import UserError
-from pipeline.faces.stage import FaceStage
-from pipeline.faces.tracker import Sighting, Track
-from pipeline.needs import Needs
+from emolake.jobs.bench.truth import Truth, true_box
+from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.stage import FaceStage
+from emolake.pipeline.faces.tracker import Sighting, Track
+from emolake.pipeline.video.decode import Ending, sampled_frames
 
 _ACROSS = 8
 _TILE = (320, 180)

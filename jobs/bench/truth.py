@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
 
 Truth = dict[str, list[dict[str, Any]]]
 """Name of a clip -> its people: start_s, end_s, level, boxes as [time, x1, y1, x2, y2] in pixels."""

@@ -11,7 +11,7 @@ import re
 
 from tokenizers import Tokenizer
 
-from pipeline.models.scoring import Prefill
+from emolake.pipeline.models.scoring import Prefill
 
 _NEGATION = re.compile(
     r"\b(no|not|never|neither|nor|without|lacks?|absence|\w+n[\u2019']t)\b", re.I

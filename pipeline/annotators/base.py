@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import AnnotatorConfig
-from pipeline.models.catalog import model_folder
-from pipeline.models.config import read_config
-from pipeline.needs import CropView, FrameView, Needs
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.faces.needs import CropView, FrameView, Needs
+from emolake.pipeline.models.catalog import model_folder
+from emolake.pipeline.models.config import read_config
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,6 @@ def load_annotator(model: str, config: AnnotatorConfig, device: str) -> Annotato
     family = read_config(model_folder(model)).family
     module, _, name = _OF_FAMILY[family].partition(":")
     # Torch and transformers take seconds to import; only who loads a model pays for them.
-    kind = getattr(importlib.import_module(f"pipeline.annotators.{module}"), name)
+    kind = getattr(importlib.import_module(f"emolake.pipeline.annotators.{module}"), name)
     annotator: Annotator = kind(model, config, device)
     return annotator

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotators.pixels import Normaliser, stacked
-from pipeline.errors import UserError
-from pipeline.faces.encoding import decode_crop
+from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.encoding import decode_crop
 
 _LAYERS = 4
 _FEWEST_SAMPLES = 400  # HuBERT's first receptive field

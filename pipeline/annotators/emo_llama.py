@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.annotators.answers import by_answer
-from pipeline.annotators.base import Annotation, WindowInput
-from pipeline.annotators.batches import MicroBatches
-from pipeline.annotators.language_side import LanguageSide
-from pipeline.annotators.pixels import Normaliser, for_device, on_device
-from pipeline.config import AnnotatorConfig
-from pipeline.faces.encoding import decode_crop
-from pipeline.labels import label_set
-from pipeline.models.config import EmoLlamaConfig
-from pipeline.models.emo_llama import EmoLlama
-from pipeline.models.folder import LoadedModel, load_model
-from pipeline.models.language import IMAGE_TOKEN
-from pipeline.models.precision import computing
-from pipeline.models.prompts import PromptTokens, Told
-from pipeline.models.scoring import LabelTrie
+from emolake.pipeline.annotators.answers import by_answer
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.annotators.language_side import LanguageSide
+from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.faces.encoding import decode_crop
+from emolake.pipeline.labels import label_set
+from emolake.pipeline.models.config import EmoLlamaConfig
+from emolake.pipeline.models.emo_llama import EmoLlama
+from emolake.pipeline.models.folder import LoadedModel, load_model
+from emolake.pipeline.models.language import IMAGE_TOKEN
+from emolake.pipeline.models.precision import computing
+from emolake.pipeline.models.prompts import PromptTokens, Told
+from emolake.pipeline.models.scoring import LabelTrie
 
 
 @dataclass(frozen=True)

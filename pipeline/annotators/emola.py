@@ -11,24 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotators.answers import by_answer, read_action_units
-from pipeline.annotators.base import Annotation, WindowInput
-from pipeline.annotators.batches import MicroBatches
-from pipeline.annotators.language_side import LanguageSide
-from pipeline.annotators.pixels import Normaliser, stacked
-from pipeline.config import AnnotatorConfig
-from pipeline.errors import UserError
-from pipeline.faces.detector import Frame
-from pipeline.faces.encoding import decode_crop
-from pipeline.labels import label_set
-from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import EmolaConfig
-from pipeline.models.emola import Emola
-from pipeline.models.folder import load_network, read_prompter
-from pipeline.models.language import IMAGE_TOKEN
-from pipeline.models.precision import computing
-from pipeline.models.prompts import SYSTEM
-from pipeline.models.scoring import LabelTrie, Prefill
+from emolake.pipeline.annotators.answers import by_answer, read_action_units
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.annotators.language_side import LanguageSide
+from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.encoding import decode_crop
+from emolake.pipeline.labels import label_set
+from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.config import EmolaConfig
+from emolake.pipeline.models.emola import Emola
+from emolake.pipeline.models.folder import load_network, read_prompter
+from emolake.pipeline.models.language import IMAGE_TOKEN
+from emolake.pipeline.models.precision import computing
+from emolake.pipeline.models.prompts import SYSTEM
+from emolake.pipeline.models.scoring import LabelTrie, Prefill
+from emolake.pipeline.video.frame import Frame
 
 EMOTION_QUESTION = "What is the emotion of this face?"
 ACTION_UNIT_QUESTION = "In this face, what are the discernible action units?"

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.annotators.base import Annotation, WindowInput
-from pipeline.annotators.batches import MicroBatches
-from pipeline.config import AnnotatorConfig
-from pipeline.labels import label_set
-from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import read_config
-from pipeline.models.text import TextModel
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.labels import label_set
+from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.text import TextModel
 
 _NEUTRAL = "neutral or no emotion"
 _WITH_INTENSITY = ("anger", "fear", "joy", "sadness")

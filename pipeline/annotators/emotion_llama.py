@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.annotators.answers import by_answer
-from pipeline.annotators.base import Annotation, WindowInput
-from pipeline.annotators.batches import MicroBatches
-from pipeline.annotators.clip_features import ClipEncoders
-from pipeline.annotators.language_side import LanguageSide
-from pipeline.annotators.pixels import Normaliser, stacked
-from pipeline.config import AnnotatorConfig
-from pipeline.faces.encoding import decode_crop
-from pipeline.labels import label_set, spelled
-from pipeline.models.catalog import model_folder, model_revision
-from pipeline.models.config import EmotionLlamaConfig
-from pipeline.models.emotion_llama import EmotionLlama
-from pipeline.models.folder import load_network, read_prompter
-from pipeline.models.precision import computing
-from pipeline.models.scoring import LabelTrie, Prefill
+from emolake.pipeline.annotators.answers import by_answer
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.annotators.clip_features import ClipEncoders
+from emolake.pipeline.annotators.language_side import LanguageSide
+from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.faces.encoding import decode_crop
+from emolake.pipeline.labels import label_set, spelled
+from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.config import EmotionLlamaConfig
+from emolake.pipeline.models.emotion_llama import EmotionLlama
+from emolake.pipeline.models.folder import load_network, read_prompter
+from emolake.pipeline.models.precision import computing
+from emolake.pipeline.models.scoring import LabelTrie, Prefill
 
 _BEFORE = "[INST] <video>"
 _BETWEEN = "</video> <feature>"

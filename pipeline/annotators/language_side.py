@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from pipeline.annotators.answers import write_answers
-from pipeline.config import AnnotatorConfig
-from pipeline.errors import UserError
-from pipeline.models.prompts import Prompter
-from pipeline.models.scoring import LabelTrie, Prefill, SharedPrefix
+from emolake.pipeline.annotators.answers import write_answers
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.models.prompts import Prompter
+from emolake.pipeline.models.scoring import LabelTrie, Prefill, SharedPrefix
 
 
 class LanguageSide:

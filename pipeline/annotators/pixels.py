@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.faces.detector import Frame
+from emolake.pipeline.video.frame import Frame
 
 
 def for_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
-from pipeline.sound import RATE, Sound
-from pipeline.transcripts import Cue
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.video.sound import RATE, Sound
+from emolake.pipeline.video.transcripts import Cue
 
 _SHORTEST_S = 0.1
 

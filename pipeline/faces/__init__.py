@@ -1,0 +1,1 @@
+"""Frames -> detections -> tracks -> windows of aligned crops."""

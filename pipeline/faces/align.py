@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.faces.detector import Frame
+from emolake.pipeline.video.frame import Frame
 
 ARCFACE_TEMPLATE: NDArray[np.float32] = np.array(
     [

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
-from pipeline.errors import UserError
-from pipeline.faces.align import CropSpec, crop_matrix, cut
-from pipeline.faces.detector import Frame
-from pipeline.faces.tracker import Sighting, Track
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.align import CropSpec, crop_matrix, cut
+from emolake.pipeline.faces.tracker import Sighting, Track
+from emolake.pipeline.video.frame import Frame
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "race": (

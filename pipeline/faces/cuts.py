@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.faces.detector import Frame
+from emolake.pipeline.video.frame import Frame
 
 _BINS = 8
 

@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Frame = NDArray[np.uint8]
-"""One picture, (H, W, 3) uint8 RGB."""
+from emolake.pipeline.video.frame import Frame
 
 
 @dataclass(frozen=True)

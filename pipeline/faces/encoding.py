@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import VideoError
-from pipeline.faces.detector import Frame
+from emolake.pipeline.errors import VideoError
+from emolake.pipeline.video.frame import Frame
 
 _JPEG_QUALITY = 95
 

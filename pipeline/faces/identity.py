@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from pipeline.faces.align import is_frontal
-from pipeline.faces.detector import Frame
-from pipeline.faces.tracker import Sighting, Track
-from pipeline.faces.weights import identity_models
+from emolake.pipeline.faces.align import is_frontal
+from emolake.pipeline.faces.brought import identity_models
+from emolake.pipeline.faces.tracker import Sighting, Track
+from emolake.pipeline.video.frame import Frame
 
 _SAME_PERSON = 0.5  # distance of two tracks' mean embeddings; dlib's 0.6 is for single pictures
 _MOST_LOOKS = 3  # embeddings of a track

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.faces.detector import Detections, Frame, non_maximum_suppression
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.detector import Detections, non_maximum_suppression
+from emolake.pipeline.video.frame import Frame
 
 PYRAMID_FACTOR = 0.709
 CELL = 12  # side of P-Net's receptive field, pixels

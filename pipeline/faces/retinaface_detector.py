@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.faces.detector import (
-    Detections,
-    Frame,
-    non_maximum_suppression,
-    pairwise_iou,
-)
-from pipeline.faces.retinaface import (
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.brought import checkpoint_file
+from emolake.pipeline.faces.detector import Detections, non_maximum_suppression, pairwise_iou
+from emolake.pipeline.faces.retinaface import (
     Heads,
     Preprocess,
     RetinaFace,
@@ -28,8 +24,8 @@ from pipeline.faces.retinaface import (
     priors,
     published_state,
 )
-from pipeline.faces.weights import checkpoint_file
-from pipeline.models.loading import fill
+from emolake.pipeline.storage.weights import fill
+from emolake.pipeline.video.frame import Frame
 
 NMS_THRESHOLD = 0.4
 REFINE_SIDE = 128  # pixels; a face is half of it, as in the network's middle level

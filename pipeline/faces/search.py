@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.config import FacesConfig
-from pipeline.decode import TimedFrame
-from pipeline.faces.cuts import CutDetector
-from pipeline.faces.detector import Detections, Detector, Frame, pairwise_iou
-from pipeline.faces.encoding import encode_crop
-from pipeline.faces.mtcnn import Mtcnn
+from emolake.pipeline.config import FacesConfig
+from emolake.pipeline.faces.cuts import CutDetector
+from emolake.pipeline.faces.detector import Detections, Detector, pairwise_iou
+from emolake.pipeline.faces.encoding import encode_crop
+from emolake.pipeline.faces.mtcnn import Mtcnn
+from emolake.pipeline.video.decode import TimedFrame
+from emolake.pipeline.video.frame import Frame
 
 _SAME_FACE_IOU = 0.3  # of a face in two keyframes: a second apart it may well have moved
 _STAYED_IOU = 0.5  # of a refined box with the predicted one

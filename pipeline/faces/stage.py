@@ -12,21 +12,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FacesConfig, WindowsConfig
-from pipeline.decode import TimedFrame
-from pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
-from pipeline.faces.detector import Detector
-from pipeline.faces.encoding import decode_crop, encode_crop
-from pipeline.faces.identity import FaceIdentity, persons
-from pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
-from pipeline.faces.retinaface_detector import RetinaFaceDetector
-from pipeline.faces.search import FaceSearch, Look
-from pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
-from pipeline.faces.windows import Window, track_end, windows_of
-from pipeline.needs import Needs
+from emolake.pipeline.config import FacesConfig, WindowsConfig
+from emolake.pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
+from emolake.pipeline.faces.detector import Detector
+from emolake.pipeline.faces.encoding import decode_crop, encode_crop
+from emolake.pipeline.faces.identity import FaceIdentity, persons
+from emolake.pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.retinaface_detector import RetinaFaceDetector
+from emolake.pipeline.faces.search import FaceSearch, Look
+from emolake.pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
+from emolake.pipeline.faces.windows import Window, track_end, windows_of
+from emolake.pipeline.video.decode import TimedFrame
 
 if TYPE_CHECKING:
-    from pipeline.faces.attributes import AttributeEstimator
+    from emolake.pipeline.faces.attributes import AttributeEstimator
 
 _THUMBNAIL = 64  # pixels
 _EPSILON = 1e-6  # seconds
@@ -243,7 +243,7 @@ class FaceStage:
     def _attributes(self, track: Track) -> dict[str, str | None]:
         if self.estimator is None:
             return {}
-        from pipeline.faces.attributes import attributes_of
+        from emolake.pipeline.faces.attributes import attributes_of
 
         return attributes_of(track)
 
@@ -260,7 +260,7 @@ def _estimator(faces: FacesConfig, device: str) -> AttributeEstimator | None:
     if faces.attributes is None:
         return None
     # It brings `transformers`, which takes seconds to import and which most runs do without.
-    from pipeline.faces.attributes import AttributeEstimator
+    from emolake.pipeline.faces.attributes import AttributeEstimator
 
     return AttributeEstimator(Path(faces.attributes), device)
 

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.faces.align import ARCFACE_TEMPLATE, crop_matrix, cut, transform_points
-from pipeline.faces.detector import Detections, Frame
-from pipeline.faces.encoding import encode_crop
-from pipeline.faces.mtcnn import Mtcnn
-from pipeline.needs import Needs
+from emolake.pipeline.faces.align import ARCFACE_TEMPLATE, crop_matrix, cut, transform_points
+from emolake.pipeline.faces.detector import Detections
+from emolake.pipeline.faces.encoding import encode_crop
+from emolake.pipeline.faces.mtcnn import Mtcnn
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.video.frame import Frame
 
 _SIDE = 144  # pixels the picture's short side is brought to: P-Net sees faces from 40 px up
 _PAD = 24  # mirrored border, since such crops often cut chin and forehead off

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.faces.detector import Detections, pairwise_iou
+from emolake.pipeline.faces.detector import Detections, pairwise_iou
 
 _MOST_STEPS_AHEAD = 2.0  # a face that was moving when it was lost has rarely kept on longer
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import WindowsConfig
-from pipeline.faces.tracker import Sighting, Track
+from emolake.pipeline.config import WindowsConfig
+from emolake.pipeline.faces.tracker import Sighting, Track
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.lake.layout import LEDGER, Lake, new_commit_id
-from pipeline.schema import ANNOTATIONS, SCHEMA_VERSION, TRACKS, VIDEOS, sort_keys
+from emolake.pipeline.lake.layout import LEDGER, Lake, new_commit_id
+from emolake.pipeline.lake.schema import ANNOTATIONS, SCHEMA_VERSION, TRACKS, VIDEOS, sort_keys
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.lake.commit import write_commit
-from pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
-from pipeline.lake.recovery import remove_orphans, remove_stale_rows
-from pipeline.schema import TABLES, sort_keys
+from emolake.pipeline.lake.commit import write_commit
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
+from emolake.pipeline.lake.recovery import remove_orphans, remove_stale_rows
+from emolake.pipeline.lake.schema import TABLES, sort_keys
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.errors import JobFailed, UserError
-from pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
-from pipeline.lake.ledger import read_ledger
-from pipeline.lake.reading import table_schema, tables_of
+from emolake.pipeline.errors import JobFailed, UserError
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
+from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.reading import table_schema, tables_of
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog

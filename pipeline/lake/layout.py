@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from pipeline.schema import TABLES, sort_keys
-from pipeline.storage import PARTIAL_SUFFIX, Storage, is_local, write_whole
-from pipeline.traffic import count
+from emolake.pipeline.lake.schema import TABLES, sort_keys
+from emolake.pipeline.storage.files import PARTIAL_SUFFIX, Storage, is_local, write_whole
+from emolake.pipeline.storage.traffic import count
 
 DATA_TABLES = ("annotations", "tracks")
 LEDGER = "videos"

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pipeline.errors import EmolakeError, UserError
-from pipeline.lake.layout import LEASES, Lake
-from pipeline.storage import create_exclusively, write_whole
+from emolake.pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.lake.layout import LEASES, Lake
+from emolake.pipeline.storage.files import create_exclusively, write_whole
 
 TTL_S = 60.0
 

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.lake.layout import LEDGER, DataFile, Lake
-from pipeline.schema import VIDEOS
-from pipeline.shards import Shards
+from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
+from emolake.pipeline.lake.schema import VIDEOS
+from emolake.pipeline.storage.shards import Shards
 
 _ORDER = ("finished_at", "commit_id")
 _SLIM = pa.schema(

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import EmolakeError, UserError
-from pipeline.lake.layout import LEDGER, Lake
-from pipeline.lake.ledger import read_ledger
-from pipeline.schema import TABLES
-from pipeline.storage import Storage
+from emolake.pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.schema import TABLES
+from emolake.pipeline.storage.files import Storage
 
 _PARTITIONS = ("corpus", "date")
 _TRIES = 5

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from pipeline.lake.commit import write_commit
-from pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
-from pipeline.lake.ledger import ledger_parts, ledger_shards
+from emolake.pipeline.lake.commit import write_commit
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
 
 
 def remove_orphans(lake: Lake) -> int:

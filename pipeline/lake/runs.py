@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.lake.layout import RUNS, Lake
+from emolake.pipeline.lake.layout import RUNS, Lake
 
 
 def read_runs(lake: Lake) -> list[dict[str, Any]]:

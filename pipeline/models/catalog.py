@@ -11,7 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULT_MODEL = "emo-llama-tiny"

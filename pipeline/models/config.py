@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.faces.align import CropSpec
-from pipeline.needs import CropView, FrameView, Needs
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.align import CropSpec
+from emolake.pipeline.faces.needs import CropView, FrameView, Needs
 
 
 class _Part(BaseModel):

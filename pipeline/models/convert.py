@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.models.catalog import CARD, CONFIG, INDEX, QUESTION_TOKENIZER, TOKENIZER
-from pipeline.models.config import ModelConfig, read_json
-from pipeline.models.emotion_llama import WRAPPED
-from pipeline.models.families import PUBLISHED
-from pipeline.models.loading import check_fit, empty_parameters
-from pipeline.models.published import lora_base
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.models.catalog import CARD, CONFIG, INDEX, QUESTION_TOKENIZER, TOKENIZER
+from emolake.pipeline.models.config import ModelConfig, read_json
+from emolake.pipeline.models.emotion_llama import WRAPPED
+from emolake.pipeline.models.families import PUBLISHED
+from emolake.pipeline.models.published import lora_base
+from emolake.pipeline.storage.weights import check_fit, empty_parameters
 
 _SHARD_BYTES = 1 << 30
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

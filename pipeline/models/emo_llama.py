@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel, PreTrainedModel
 
-from pipeline.models.config import EmoLlamaConfig, QFormerConfig
-from pipeline.models.face_info import FaceInfoMining
-from pipeline.models.language import causal_language, spliced
-from pipeline.models.vision import VisionTower
+from emolake.pipeline.models.config import EmoLlamaConfig, QFormerConfig
+from emolake.pipeline.models.face_info import FaceInfoMining
+from emolake.pipeline.models.language import causal_language, spliced
+from emolake.pipeline.models.vision import VisionTower
 
 
 @dataclass(frozen=True)

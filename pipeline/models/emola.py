@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pipeline.errors import UserError
-from pipeline.models.config import ClipConfig, EmolaConfig
-from pipeline.models.language import causal_language, spliced
-from pipeline.models.published import LANGUAGE_PREFIXES, language_config, merged_lora, renamed
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.models.config import ClipConfig, EmolaConfig
+from emolake.pipeline.models.language import causal_language, spliced
+from emolake.pipeline.models.published import (
+    LANGUAGE_PREFIXES,
+    language_config,
+    merged_lora,
+    renamed,
+)
 
 
 class Emola(nn.Module):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.config import EmotionLlamaConfig
-from pipeline.models.language import causal_language
-from pipeline.models.published import (
+from emolake.pipeline.models.config import EmotionLlamaConfig
+from emolake.pipeline.models.language import causal_language
+from emolake.pipeline.models.published import (
     LANGUAGE_PREFIXES,
     eva_config,
     eva_tensors,
@@ -22,7 +22,7 @@ from pipeline.models.published import (
     merged_lora,
     renamed,
 )
-from pipeline.models.vision import VisionTower
+from emolake.pipeline.models.vision import VisionTower
 
 FEATURES = ("face_mae", "video_mae", "audio")
 

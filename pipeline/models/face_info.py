@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.config import FaceInfoConfig
+from emolake.pipeline.models.config import FaceInfoConfig
 
 
 class FaceInfoMining(nn.Module):

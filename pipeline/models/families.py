@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.models import emola, emotion_llama, llama_vid
-from pipeline.models.config import ModelConfig
-from pipeline.models.emo_llama import EmoLlama
-from pipeline.models.loading import fill
+from emolake.pipeline.models import emola, emotion_llama, llama_vid
+from emolake.pipeline.models.config import ModelConfig
+from emolake.pipeline.models.emo_llama import EmoLlama
+from emolake.pipeline.storage.weights import fill
 
 
 @dataclass(frozen=True)

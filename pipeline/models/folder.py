@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.models.catalog import (
+from emolake.pipeline.models.catalog import (
     CARD,
     CONFIG,
     QUESTION_TOKENIZER,
@@ -21,11 +21,11 @@ from pipeline.models.catalog import (
     model_revision,
     weight_files,
 )
-from pipeline.models.config import EmoLlamaConfig, ModelConfig
-from pipeline.models.emo_llama import EmoLlama
-from pipeline.models.loading import empty_parameters, fill_from_files
-from pipeline.models.precision import Precision, chosen, weight_dtypes
-from pipeline.models.prompts import Prompter, read_tokenizer
+from emolake.pipeline.models.config import EmoLlamaConfig, ModelConfig
+from emolake.pipeline.models.emo_llama import EmoLlama
+from emolake.pipeline.models.precision import Precision, chosen, weight_dtypes
+from emolake.pipeline.models.prompts import Prompter, read_tokenizer
+from emolake.pipeline.storage.weights import empty_parameters, fill_from_files
 
 QUESTION_LIMIT = 256  # tokens of the instruction that LLaMA-VID's Q-Former reads
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.models.config import LanguageConfig
+from emolake.pipeline.models.config import LanguageConfig
 
 IMAGE_TOKEN = -200
 """Placeholder id in a prompt: here visual tokens go (LLaVA's convention)."""

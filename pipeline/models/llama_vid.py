@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.models.config import EmoLlamaConfig, QFormerConfig
-from pipeline.models.published import (
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.models.config import EmoLlamaConfig, QFormerConfig
+from emolake.pipeline.models.published import (
     LANGUAGE_PREFIXES,
     eva_config,
     eva_tensors,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.errors import UserError
-from pipeline.models.language import IMAGE_TOKEN
-from pipeline.schema import ATTRIBUTES
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.labels import ATTRIBUTES
+from emolake.pipeline.models.language import IMAGE_TOKEN
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import UserError
-from pipeline.models.config import LanguageConfig, VisionConfig
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.models.config import LanguageConfig, VisionConfig
 
 LANGUAGE_PREFIXES = {
     "model.embed_tokens.": "language.model.embed_tokens.",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
+from emolake.pipeline.errors import UserError
 
 _IGNORED = -100
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
-from pipeline.models.config import VisionConfig
+from emolake.pipeline.models.config import VisionConfig
 
 
 class VisionTower(nn.Module):

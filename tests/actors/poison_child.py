@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from actors import face_child
+from emolake.actors import face_child
 
 
 class _PoisonedWorker(face_child._Worker):

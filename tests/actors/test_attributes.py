@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.annotation_actor import AnnotationActor, AnnotationSettings
-from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from pipeline.annotators.base import Annotation, WindowInput
-from pipeline.config import (
+from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.config import (
     AnnotatorConfig,
     DecodeConfig,
     FacesConfig,
     LimitsConfig,
     WindowsConfig,
 )
-from pipeline.errors import UserError
-from pipeline.faces.attributes import CLASSES, AttributeEstimator, FairFace
-from pipeline.lake.commit import RunStamp, commit_segments
-from pipeline.schema import VIDEO_ROW
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.attributes import CLASSES, AttributeEstimator, FairFace
+from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.schema import VIDEO_ROW
 from tests.conftest import SMALL_CROPS, read_rows
-from tests.pipeline.test_lake import lake_at, no_fence
+from tests.pipeline.lake.test_lake import lake_at, no_fence
 
 DEPTHS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
 

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.child import Child, ChildDied, ChildTimedOut
-from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
-from pipeline.decode import VideoInfo
-from pipeline.errors import JobFailed
-from pipeline.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
-from pipeline.segments import segment_rows
+from emolake.actors.child import Child, ChildDied, ChildTimedOut
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from emolake.pipeline.corpus.segments import segment_rows
+from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
+from emolake.pipeline.video.decode import VideoInfo
 from tests.conftest import SMALL_CROPS
 
 POISON = "tests.actors.poison_child"
@@ -172,7 +172,7 @@ def test_a_child_that_reads_local_files_has_no_network() -> None:
         )
         assert in_a_process(reach).returncode == 0
         left = in_a_process(
-            f"from actors.face_child import _leave_network as leave; leave(); {reach}"
+            f"from emolake.actors.face_child import _leave_network as leave; leave(); {reach}"
         )
     if left.returncode == 0:
         pytest.skip("this platform lets nobody leave the network")
@@ -180,19 +180,19 @@ def test_a_child_that_reads_local_files_has_no_network() -> None:
 
 
 def test_a_child_has_only_so_much_processor_time() -> None:
-    spin = "from actors.face_child import _limit_cpu as limit; limit(1)\nwhile True: pass"
+    spin = "from emolake.actors.face_child import _limit_cpu as limit; limit(1)\nwhile True: pass"
     assert in_a_process(spin).returncode == -signal.SIGXCPU
 
 
 def test_a_child_that_cannot_start_fails_the_job_and_not_the_videos(demo_videos) -> None:
     planner = SegmentPlanner(settings())
-    planner.decoder.module = "actors.no_such_module"
+    planner.decoder.module = "emolake.actors.no_such_module"
     with pytest.raises(ChildDied):
         planner(videos(demo_videos / "portrait.mp4"))
 
 
 def test_a_child_has_no_files_of_its_parent(tmp_path) -> None:
-    child = Child("actors.face_child")
+    child = Child("emolake.actors.face_child")
     with (tmp_path / "private").open("w") as private:
         os.set_inheritable(private.fileno(), True)
         child.ask(settings().message(finds_faces=False), 60)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.clips import loop_clip
+from emolake.jobs.bench.clips import loop_clip
 from tests.conftest import ROOT, read_rows
 
 SETTINGS = (
@@ -52,7 +52,7 @@ class Runs:
         return f"CHAOS_OUTPUT={self.output}"
 
     def start(self, *extra: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "jobs", "annotate", str(self.corpus)]
+        command = [sys.executable, "-m", "emolake.jobs", "annotate", str(self.corpus)]
         command += ["--output", str(self.output), "--quiet", *self.settings, *extra]
         return subprocess.Popen(
             command,

@@ -13,8 +13,8 @@ import av
 import cv2
 import numpy as np
 
-from tests.pipeline.test_decode import sound_only
-from tests.pipeline.test_odd_videos import film, portrait
+from tests.pipeline.video.test_decode import sound_only
+from tests.pipeline.video.test_odd_videos import film, portrait
 
 Mutation = Callable[[bytes, random.Random], bytes]
 

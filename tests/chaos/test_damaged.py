@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
-from pipeline.errors import Reason
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
+from emolake.pipeline.errors import Reason
 from tests.actors.test_face_actor import run, videos
 from tests.chaos.conftest import Amount
 from tests.chaos.harness import Runs, keyed
 from tests.chaos.mutator import damaged_corpus
 from tests.conftest import SMALL_CROPS, read_rows
-from tests.pipeline.test_odd_videos import film, portrait
+from tests.pipeline.video.test_odd_videos import film, portrait
 
 STATES = {"annotated", "no_face", "failed"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lake.reading import read_annotations, read_videos
+from emolake.pipeline.lake.reading import read_annotations, read_videos
 from tests.chaos.conftest import Amount
 from tests.chaos.harness import SETTINGS, Runs, assert_promise
 

@@ -50,7 +50,7 @@ def test_a_killed_worker_is_started_again_and_the_losses_are_the_same(
 
     def started(output: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs", "tune", "--config", file, "--output", output, "--json"],
+            [sys.executable, "-m", "emolake.jobs", "tune", "--config", file, "--output", output, "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
 

@@ -17,8 +17,8 @@ import pytest
 import ray
 import yaml
 
-from jobs.cli import make_parser
-from pipeline.config import Config, load_config
+from emolake.jobs.cli import make_parser
+from emolake.pipeline.config import Config, load_config
 from tests.conftest import ROOT
 from tests.infra.kuberay import RESOURCES
 from tests.infra.kustomize import Manifest, render

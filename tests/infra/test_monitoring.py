@@ -8,7 +8,7 @@ import yaml
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "infra" / "monitoring"
-SOURCE = (ROOT / "jobs" / "metrics.py").read_text()
+SOURCE = (ROOT / "jobs" / "graph" / "metrics.py").read_text()
 COUNTERS = {f"ray_emolake_{name}_total" for name in re.findall(r'counter\("(\w+)"', SOURCE)}
 OTHERS = {"ray_emolake_stage_seconds_bucket", "ray_emolake_busy_fraction"}
 

@@ -3,7 +3,7 @@ hangs it or makes it eat memory."""
 
 import sys
 
-if "actors.face_child" in sys.orig_argv:
+if "emolake.actors.face_child" in sys.orig_argv:
     sys.argv = ["poison", sys.orig_argv[-1]]
     sys.path.insert(0, "")
     from tests.actors import poison_child

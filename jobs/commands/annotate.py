@@ -1,0 +1,271 @@
+"""`emolake annotate`: the main job from input to a settled lake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, print_json
+from emolake.jobs.commands.progress import Progress, Tally
+from emolake.jobs.commands.setup import Setting, read_setting, read_videos
+from emolake.pipeline.corpus.planning import Plan
+from emolake.pipeline.errors import JobFailed, UserError, cannot_write
+from emolake.pipeline.lake.commit import RunStamp
+from emolake.pipeline.lake.iceberg import open_catalog, publish
+from emolake.pipeline.lake.layout import RUNS, Lake
+from emolake.pipeline.lake.lease import Fence, Lease
+from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
+from emolake.pipeline.lake.recovery import remove_orphans, remove_stale_rows
+from emolake.pipeline.storage.files import write_whole
+from emolake.pipeline.storage.shards import Shards, together
+from emolake.pipeline.storage.traffic import ours
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+_VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
+
+_RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed): (.+)")
+"""What an actor that could not start said, within the pages that Ray wraps it in."""
+
+
+def annotate_command(options: argparse.Namespace) -> int:
+    before = ours()
+    setting = read_setting(options)
+    run_id = _run_id(options.run_id)
+    videos = read_videos(options, setting.storage)
+    setting.refuse_other_configuration()
+    _refuse_other_config(setting, run_id)
+    catalog = _catalog(setting)
+    started = datetime.now(UTC)
+    run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
+    try:
+        lease = Lease.acquire(setting.lake, run_id)
+    except OSError as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(f"output {setting.lake.uri} cannot be written: {words}") from None
+    with Progress(0, quiet=options.quiet) as progress:
+        progress.tally.driver_before = before
+        try:
+            result = _run(setting, run, videos, lease.fence, progress)
+            record = json.dumps(result, indent=2, default=str).encode()
+            write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+            if catalog is not None:
+                publish(
+                    setting.lake, catalog, setting.config.iceberg.namespace, run_id, lease.fence
+                )
+        except OSError as error:
+            raise JobFailed(cannot_write(setting.lake.uri, error)) from error
+        finally:
+            lease.release()
+            if sys.exception() is not None:
+                _tidy(setting.lake, run_id)
+    if options.json:
+        print_json(result)
+    else:
+        print(_summary(result))
+    failed, total = result["videos"]["failed"], result["videos"]["total"]
+    tried = total - result["videos"]["skipped"]
+    if tried and failed / tried > setting.config.limits.max_failed_fraction:
+        print(f"emolake: {failed} of {tried} videos failed", file=sys.stderr)
+        return EXIT_TOO_MANY_FAILED
+    return 0
+
+
+def _refuse_other_config(setting: Setting, run_id: str) -> None:
+    """A run id stands for one configuration: rows are traced by it."""
+    path = setting.lake.path(RUNS, run_id, "run.json")
+    if not setting.lake.fs.exists(path):
+        return
+    before = json.loads(setting.lake.fs.cat_file(path))["config_hash"]
+    if before != setting.config_hash:
+        raise UserError(
+            f"--run-id {run_id} was a run of another configuration ({before}); choose another id"
+        )
+
+
+def _catalog(setting: Setting) -> Catalog | None:
+    name = setting.config.iceberg.catalog
+    return open_catalog(name, setting.lake, setting.storage.options) if name else None
+
+
+def _tidy(lake: Lake, run_id: str) -> None:
+    """Removes what a failed run left half written, unless another run has the output: it does then.
+
+    The new lease comes first. It fences off any write task that still goes on somewhere, so that no
+    commit ends whose data is being removed.
+    """
+    with suppress(UserError, OSError):
+        lease = Lease.acquire(lake, run_id)
+        try:
+            remove_orphans(lake)
+        finally:
+            lease.release()
+
+
+def _run(
+    setting: Setting, run: RunStamp, videos: Shards, fence: Fence, progress: Progress
+) -> dict[str, Any]:
+    clock = time.monotonic()
+    remove_orphans(setting.lake)
+    # What a killed run left half replaced is finished before it is planned on.
+    remove_stale_rows(setting.lake, fence)
+    plan = setting.plan(videos)
+    progress.total = plan.todo.num_rows
+    progress.tally.started = time.monotonic()
+    if plan.todo.num_rows:
+        progress.say(f"run {run.run_id}: {_told(plan)}")
+        for model in setting.models:
+            if not model.config.trained:
+                name = model.config.name
+                progress.say(f"model {name} has random weights: its labels mean nothing")
+        _annotate(setting, run, plan, fence, progress)
+        remove_orphans(setting.lake)
+        remove_stale_rows(setting.lake, fence)
+    else:
+        progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
+    return _result(setting, run, plan, progress, time.monotonic() - clock)
+
+
+def _annotate(
+    setting: Setting, run: RunStamp, plan: Plan, fence: Fence, progress: Progress
+) -> None:
+    # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
+    import ray
+
+    from emolake.jobs.graph.flow import annotated, pool_sizes, start_ray
+    from emolake.jobs.graph.metrics import RunMetrics
+
+    alone = not ray.is_initialized()
+    on_term = signal.getsignal(signal.SIGTERM)
+    if alone:
+        start_ray(setting.config.resources)
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
+    try:
+        pools = pool_sizes(setting.config.resources)
+        tally = progress.tally
+        tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
+        if shortage := pools.shortage(ray.cluster_resources().get("CPU", 0.0)):
+            progress.say(shortage)
+        metrics = RunMetrics(run.run_id)
+        held = time.monotonic()
+        for row in annotated(plan, setting, pools, run, fence):
+            progress.add(row)
+            metrics.add(row, tally)
+        seconds = time.monotonic() - held
+        tally.cpu_seconds = seconds * pools.held_cpus
+        tally.gpu_seconds = seconds * pools.held_gpus
+    except ray.exceptions.RayError as error:
+        told = _RAISED_BY_US.findall(str(error))
+        if not told:
+            raise
+        raise JobFailed(told[-1]) from error
+    finally:
+        if alone:
+            ray.shutdown()
+
+
+def _result(
+    setting: Setting, run: RunStamp, plan: Plan, progress: Progress, wall_seconds: float
+) -> dict[str, Any]:
+    count = Counter[str]()
+    for todo, rows in together(plan.todo, setting.ledger()):
+        tried = rows.filter(pc.is_in(rows["video_id"], todo["video_id"]))
+        states = video_states(newest_versions(ledger_of(tried).rows))
+        count.update(state.state for state in states.values())
+    tally = progress.tally
+    return {
+        "run_id": run.run_id,
+        "output": setting.lake.uri,
+        "model": setting.models[0].told,
+        "models": [model.told for model in setting.models],
+        "videos": {
+            "total": plan.total,
+            **{name: count[name] for name in ("annotated", "no_face", "failed")},
+            "skipped": sum(plan.why_skipped.values()),
+        },
+        "segments": tally.segments,
+        "tracks": tally.tracks,
+        "tracks_dropped": tally.tracks_dropped,
+        "windows": tally.windows,
+        "video_seconds": round(tally.video_seconds, 3),
+        "wall_seconds": round(wall_seconds, 3),
+        "start_seconds": round(tally.start_s, 3) if tally.start_s is not None else None,
+        "first_segment_seconds": round(tally.first_s, 3) if tally.first_s is not None else None,
+        "stages": tally.stages(),
+        "cost": _cost(tally),
+        "skipped_because": dict(plan.why_skipped),
+        "repeated": plan.repeated,
+        "versions": _versions(),
+        "config": setting.config.model_dump(mode="json"),
+        "config_hash": run.config_hash,
+        "storage_options": sorted(setting.storage.options),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cost(tally: Tally) -> dict[str, float]:
+    """What the run took, by the units that are paid for; the driver's own traffic counts too."""
+    driver = ours().since(tally.driver_before)
+    return {
+        "cpu_seconds": round(tally.cpu_seconds, 3),
+        "gpu_seconds": round(tally.gpu_seconds, 3),
+        **{name: driver[name] + tally.traffic[name] for name in driver},
+    }
+
+
+def _run_id(given: str | None) -> str:
+    if given is None:
+        return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", given):
+        raise UserError(f"--run-id {given!r} may hold letters, digits, '.', '_' and '-' only")
+    return given
+
+
+def _told(plan: Plan) -> str:
+    todo = ", ".join(f"{n} {why}" for why, n in plan.why_done.items()) or "none"
+    skipped = ", ".join(f"{n} {why}" for why, n in plan.why_skipped.items()) or "none"
+    twice = f"; {plan.repeated} named more than once count once" if plan.repeated else ""
+    return f"{plan.total} videos: to do {todo}; skipped {skipped}{twice}"
+
+
+def _versions() -> dict[str, str]:
+    told = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            told[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return told
+
+
+def _summary(result: dict[str, Any]) -> str:
+    videos = result["videos"]
+    lines = [
+        f"run {result['run_id']} -> {result['output']}",
+        f"videos: {videos['total']} in all: {videos['annotated']} annotated, "
+        f"{videos['no_face']} without a face, {videos['failed']} failed, "
+        f"{videos['skipped']} skipped",
+    ]
+    if result["segments"]:
+        lines.append(
+            f"{result['segments']} segments, {result['tracks']} face tracks, "
+            f"{result['windows']} windows; {result['video_seconds']:.0f} s of video in "
+            f"{result['wall_seconds']:.1f} s"
+        )
+    else:
+        lines.append("nothing was left to do")
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""`emolake export`: one annotated video as an overlay, stills, or a file for annotation tools."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from emolake.jobs.cli import print_json
+from emolake.pipeline.errors import UserError, VideoError
+from emolake.pipeline.presentation.export.overlay import write_stills, write_video
+from emolake.pipeline.presentation.export.story import Story, read_story
+from emolake.pipeline.presentation.export.text import as_csv, as_elan, as_vtt
+from emolake.pipeline.storage.files import Storage, is_local, parse_options
+from emolake.pipeline.video.decode import Source
+
+_TEXTS: dict[str, Callable[[Story], str]] = {"csv": as_csv, "elan": as_elan, "vtt": as_vtt}
+
+
+def export_command(options: argparse.Namespace) -> int:
+    asked = {name: getattr(options, name) for name in ("video", "frames", *_TEXTS)}
+    if not any(asked.values()):
+        raise UserError("export to what? give --video, --frames, --csv, --elan or --vtt")
+    storage = Storage(parse_options(options.storage_options))
+    story = read_story(options.output, options.name, storage.options)
+    told: dict[str, object] = {"video_id": story.video_id, "uri": story.uri}
+    for name, text in _TEXTS.items():
+        if asked[name] is not None:
+            _write(name, asked[name], text(story))
+            told[name] = str(asked[name])
+    try:
+        if options.video is not None:
+            told["frames_drawn"] = write_video(story, _source(storage, story.uri), options.video)
+            told["video"] = str(options.video)
+        if options.frames is not None:
+            told["stills"] = write_stills(story, _source(storage, story.uri), options.frames)
+            told["frames"] = str(options.frames)
+    except VideoError as error:
+        raise UserError(f"{story.uri} cannot be read any more: {error}") from None
+    if options.json:
+        print_json(told)
+    else:
+        written = ", ".join(str(path) for path in asked.values() if path is not None)
+        print(f"{story.name}: {len(story.faces)} faces -> {written}")
+    return 0
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--{option} {path} cannot be written: {error.strerror}") from None
+
+
+def _source(storage: Storage, uri: str) -> Source:
+    fs, path = storage.locate(uri)
+    try:
+        return path if is_local(fs) else fs.open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{uri} cannot be read any more: {error}") from None

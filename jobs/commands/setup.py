@@ -1,0 +1,173 @@
+"""What annotate and plan share: options -> a checked setting, before any work starts."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config, load_config
+from emolake.pipeline.corpus.listing import find_videos
+from emolake.pipeline.corpus.planning import Asked, Plan, make_plan, refuse_other_configuration
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.faces.brought import checkpoint_file, identity_models
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.ledger import ledger_shards
+from emolake.pipeline.lake.schema import LISTED_ROW
+from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.config import ModelConfig, read_config
+from emolake.pipeline.storage.files import Storage, parse_options
+from emolake.pipeline.storage.shards import Shards
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model of the run, as far as it can be known without loading it."""
+
+    config: ModelConfig
+    revision: str
+
+    @property
+    def told(self) -> dict[str, str]:
+        return {"name": self.config.name, "revision": self.revision}
+
+    @classmethod
+    def of(cls, name_or_path: str) -> ChosenModel:
+        folder = model_folder(name_or_path)
+        return cls(read_config(folder), model_revision(folder))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One call of annotate or plan, validated."""
+
+    config: Config
+    models: tuple[ChosenModel, ...]
+    files: dict[str, str]
+    """Option that names a file -> content hash."""
+    storage: Storage
+    lake: Lake
+    asked: Asked
+
+    @property
+    def config_hash(self) -> str:
+        revisions = "+".join(model.revision for model in self.models)
+        return self.config.results_hash(revisions, self.files)
+
+    @property
+    def needs(self) -> Needs:
+        return needs_of(self.models, self.config)
+
+    def plan(self, videos: Shards) -> Plan:
+        return make_plan(videos, self.ledger(), self.config, self.config_hash, self.asked)
+
+    def refuse_other_configuration(self) -> None:
+        if not self.asked.reprocess:
+            refuse_other_configuration(self.ledger(), self.config_hash)
+
+    def ledger(self) -> Shards:
+        try:
+            return ledger_shards(self.lake)
+        except OSError as error:
+            words = " ".join(str(error).split())[:300]
+            raise UserError(f"output {self.lake.uri} cannot be read: {words}") from None
+
+
+def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
+    """What the face stage must make for all models together."""
+    needs = Needs.of_all(model.config.needs for model in models)
+    if needs.transcript and config.annotator.recognizer:
+        return replace(needs, sound=True)
+    return needs
+
+
+def read_setting(options: argparse.Namespace) -> Setting:
+    """Config, model and output of the common options; UserError for any mistake in them."""
+    config = load_config(
+        options.config, options.settings, model=options.model, corpus=options.corpus
+    )
+    models = tuple(ChosenModel.of(model) for model in config.models)
+    revisions = [model.revision for model in models]
+    if len(set(revisions)) < len(revisions):
+        raise UserError(f"--model {config.model} names one model twice")
+    if config.faces.identity is not None:
+        identity_models()
+    storage = Storage(parse_options(options.storage_options))
+    return Setting(
+        config=config,
+        models=models,
+        files=model_files(config, models),
+        storage=storage,
+        lake=Lake.at(options.output, storage),
+        asked=Asked(options.reprocess, options.retry_failed, _since(options.since)),
+    )
+
+
+def _since(told: str | None) -> float | None:
+    """A date or time (UTC where it names no zone), or so many days or hours before now (7d, 36h)."""
+    if told is None:
+        return None
+    if match := re.fullmatch(r"(\d+)([dh])", told):
+        hours = int(match[1]) * (24 if match[2] == "d" else 1)
+        return time.time() - hours * 3600
+    try:
+        moment = datetime.fromisoformat(told)
+    except ValueError:
+        raise UserError(
+            f"--since {told!r} is no time; write 2026-01-31, 2026-01-31T06:00+01:00, 7d or 36h"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
+    """The user's files that the run reads besides models; UserError where one is missing."""
+    files: dict[str, str] = {}
+    if config.faces.detector == "retinaface":
+        if config.faces.weights is None:
+            raise UserError(
+                "faces.detector=retinaface needs faces.weights=FILE, a published checkpoint"
+            )
+        files["faces.weights"] = _content_hash(checkpoint_file(Path(config.faces.weights)))
+    if config.faces.attributes is not None:
+        path = Path(config.faces.attributes)
+        if not path.is_file():
+            raise UserError(
+                f"faces.attributes: {path} does not exist; download res34_fair_align_multi_7 from "
+                "joojs/fairface and name the file"
+            )
+        files["faces.attributes"] = _content_hash(path)
+    if any(model.config.family == "emola" for model in models):
+        network = config.annotator.landmark_network
+        if network is None:
+            raise UserError(
+                "EmoLA reads landmark features; name annotator.landmark_network=FILE, InsightFace's "
+                "2d106det.onnx"
+            )
+        if not Path(network).is_file():
+            raise UserError(f"annotator.landmark_network {network} is no file")
+        files["annotator.landmark_network"] = _content_hash(Path(network))
+    for name in ANNOTATOR_FOLDERS:
+        folder = getattr(config.annotator, name)
+        if folder is not None:
+            if not Path(folder).is_dir():
+                raise UserError(f"annotator.{name} {folder} is no folder of a model")
+            files[f"annotator.{name}"] = model_revision(Path(folder))
+    return files
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_videos(options: argparse.Namespace, storage: Storage) -> Shards:
+    """The videos of the input, as they were mentioned (schema.LISTED_ROW)."""
+    videos = Shards(LISTED_ROW)
+    for some in find_videos(options.input, storage):
+        videos.add(some)
+    return videos

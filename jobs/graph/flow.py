@@ -1,0 +1,291 @@
+"""The main job as a Ray Data graph: the one place where the stages meet Ray.
+
+videos -> segments -> faces (CPU actors) -> annotations (GPU actors) -> committed rows. One row in,
+one row out from segments on, so a segment has exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.jobs.commands.setup import Setting
+from emolake.jobs.graph.nodes import check_nodes
+from emolake.pipeline.config import Config, ResourcesConfig
+from emolake.pipeline.corpus.planning import Plan
+from emolake.pipeline.errors import JobFailed, cannot_write
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
+from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.lease import Fence, LeaseLost
+from emolake.pipeline.lake.schema import COMMITTED_ROW
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.shards import Shards
+from emolake.pipeline.storage.traffic import ours
+
+# Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
+# pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
+# some logical CPUs are always left over.
+TASK_CPUS = 0.1
+_CPU_ANNOTATION_CPUS = 0.5
+_SPARE_CPUS = 2
+_VIDEOS_PER_BLOCK = 32
+_MOST_SEGMENTS_PER_CALL = 16
+_SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
+
+
+def start_ray(resources: ResourcesConfig) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine without dashboard."""
+    # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        check_nodes()
+    else:
+        faces = resources.face_actors or _default_faces(_cores())
+        annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
+        ray.init(
+            address="local",  # and not whatever cluster happens to run on this machine
+            num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
+            object_store_memory=resources.object_store_mb * 1024 * 1024,
+            include_dashboard=False,
+            **quiet,
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction."""
+
+    faces: int
+    annotate: int
+    gpus: float
+    face_gpus: float = 0.0
+
+    @property
+    def annotation_cpus(self) -> float:
+        """CPUs of one annotation actor."""
+        return 1 if self.gpus else _CPU_ANNOTATION_CPUS
+
+    @property
+    def held_cpus(self) -> float:
+        """CPUs that the run keeps from others: its pools', and one for driver and tasks."""
+        return 1 + self.faces + self.annotate * self.annotation_cpus
+
+    def shortage(self, cpus: float) -> str | None:
+        """What to say where the cluster has too few CPUs: Ray would wait for more without a word."""
+        if self.held_cpus <= cpus:
+            return None
+        return (
+            f"the run wants {self.held_cpus:g} CPUs and the cluster has {cpus:g}: it waits until the "
+            "cluster grows; resources.face_actors and resources.annotation_actors make it less"
+        )
+
+    @property
+    def held_gpus(self) -> float:
+        return self.annotate * self.gpus + self.faces * self.face_gpus
+
+
+def pool_sizes(resources: ResourcesConfig) -> Pools:
+    """The pools for the Ray that is running."""
+    total = ray.cluster_resources()
+    gpus = resources.gpus_per_annotation_actor
+    if gpus is None:
+        gpus = 1.0 if total.get("GPU", 0) >= 1 else 0.0
+    annotation = resources.annotation_actors
+    if annotation is None:
+        annotation = max(1, int(total.get("GPU", 0) / gpus)) if gpus else 1
+    face = resources.face_actors
+    if face is None:
+        shared = bool(os.environ.get("RAY_ADDRESS"))
+        face = _default_faces(int(total.get("CPU", 1)) - _SPARE_CPUS if shared else _cores())
+    return Pools(face, annotation, gpus, resources.gpus_per_face_actor or 0.0)
+
+
+def _default_faces(cpus: int) -> int:
+    """Face actors for so many CPUs: one is left to the annotation stage."""
+    return max(1, cpus - 1)
+
+
+def annotated(
+    plan: Plan, setting: Setting, pools: Pools, run: RunStamp, fence: Fence
+) -> Iterator[dict[str, Any]]:
+    """Runs the job; yields a row of schema.COMMITTED_ROW for each segment as it is committed.
+
+    JobFailed where the output cannot be written any more, or belongs to another run by now.
+    """
+    config = setting.config
+    settings = face_settings(
+        config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
+    )
+    dataset = faces_found(_videos(plan.todo, pools.faces), settings, pools)
+    dataset = annotations_made(dataset, config, pools, _segments_per_call(setting, pools))
+    dataset = dataset.map_batches(
+        write_segments,  # type: ignore[arg-type]
+        fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
+        batch_size=config.resources.segments_per_commit,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    for row in dataset.iter_rows():
+        if row["problem"] is not None:
+            raise JobFailed(row["problem"])
+        yield row
+
+
+def face_settings(config: Config, needs: Needs, storage: Storage, *, network: bool) -> FaceSettings:
+    return FaceSettings(
+        config.decode,
+        config.faces,
+        config.windows,
+        config.limits,
+        needs,
+        "cuda" if config.resources.gpus_per_face_actor else "cpu",
+        network,
+        dict(storage.options),
+    )
+
+
+def faces_found(
+    videos: Dataset, settings: FaceSettings, pools: Pools, segments_per_block: int = 1
+) -> Dataset:
+    """Rows of schema.VIDEO_ROW -> a row of schema.FACES_ROW for each of their segments."""
+    planned = videos.map_batches(
+        plan_segments,  # type: ignore[arg-type]
+        fn_kwargs={"settings": settings},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    return planned.repartition(target_num_rows_per_block=segments_per_block).map_batches(
+        FaceActor,
+        fn_constructor_args=(settings,),
+        batch_size=segments_per_block,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+        num_gpus=pools.face_gpus or None,
+    )
+
+
+def annotations_made(
+    faces: Dataset, config: Config, pools: Pools, segments_per_call: int
+) -> Dataset:
+    """Rows of schema.FACES_ROW -> of schema.ANNOTATED_ROW."""
+    return faces.map_batches(
+        AnnotationActor,
+        fn_constructor_args=(
+            AnnotationSettings(
+                config.models,
+                config.annotator,
+                config.windows.speech_seconds,
+                config.faces.store_attributes,
+            ),
+        ),
+        batch_size=segments_per_call,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
+        num_cpus=pools.annotation_cpus,
+        num_gpus=pools.gpus or None,
+    )
+
+
+def _segments_per_call(setting: Setting, pools: Pools) -> int:
+    asked = setting.config.resources.segments_per_call
+    if asked is not None or not pools.gpus:
+        return asked or 1
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    store = ray.cluster_resources().get("object_store_memory", 0) / max(nodes, 1)
+    return segments_that_fit(store / _SHARE_OF_STORE, setting.config, setting.needs)
+
+
+def segments_that_fit(room: float, config: Config, needs: Needs) -> int:
+    """How many segments with one face throughout take `room` bytes, 1 to 16."""
+    windows = config.decode.segment_seconds / config.windows.window_seconds
+    segment = windows * config.windows.frames_per_window * needs.bytes_per_frame()
+    return max(1, min(_MOST_SEGMENTS_PER_CALL, int(room / max(segment, 1))))
+
+
+def _remote(todo: pa.Table) -> bool:
+    """Whether anything that will be opened lies beyond this machine's files."""
+    uris = (todo["uri"], todo["transcript_uri"])
+    return any(pc.any(pc.match_substring(column, "://")).as_py() for column in uris)
+
+
+def _videos(todo: Shards, faces: int) -> Dataset:
+    """In blocks that Ray's object store holds, and not this process."""
+    blocks = max(1, min(2 * faces, todo.num_rows), -(-todo.num_rows // _VIDEOS_PER_BLOCK))
+    size = -(-todo.num_rows // blocks)
+    refs = [
+        ray.put(part.slice(at, size).combine_chunks())
+        for part in todo.parts()
+        for at in range(0, part.num_rows, size)
+    ]
+    return ray.data.from_arrow_refs(refs)  # type: ignore[arg-type]
+
+
+def plan_segments(videos: pa.Table, settings: FaceSettings) -> pa.Table:
+    return SegmentPlanner(settings)(videos)
+
+
+def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) -> pa.Table:
+    """The write task: commits whole segments, and tells the driver what it committed.
+
+    A problem of the output is told as well, not raised: Ray would wrap it in pages of its own.
+    """
+    started, before = time.monotonic(), ours()
+    rows = segments.to_pylist()
+    problem = None
+    try:
+        commit_segments(lake, rows, run, fence)
+    except LeaseLost as error:
+        problem = str(error)
+    except OSError as error:
+        problem = cannot_write(lake.uri, error)
+    share = (time.monotonic() - started) / max(len(rows), 1)
+    spent = ours().since(before)
+    told = [
+        {
+            "video_id": row["video_id"],
+            "segment": row["segment"],
+            "state": segment_state(row),
+            "reason": row["reason"],
+            "attempt": row["attempt"],
+            "n_tracks": len(row["tracks"]),
+            "n_windows": len(first_model(row["annotations"])),
+            "n_dropped_tracks": row["n_dropped_tracks"],
+            "video_seconds": row["video_seconds"],
+            "face_seconds": row["face_seconds"],
+            "annotate_seconds": row["annotate_seconds"],
+            "write_seconds": share,
+            # The commit's own stand with its first segment.
+            **{name: (value if k == 0 else 0) + row.get(name, 0) for name, value in spent.items()},
+            "problem": problem,
+        }
+        for k, row in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(told, COMMITTED_ROW)
+
+
+def _cores() -> int:
+    """CPUs this process may use (a container's share, where affinity shows it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,87 @@
+"""Labelled tables through the stages of the main job, for `evaluate`, `instruct` and `tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from emolake.jobs.graph.flow import (
+    TASK_CPUS,
+    Pools,
+    annotations_made,
+    face_settings,
+    faces_found,
+    pool_sizes,
+    start_ray,
+)
+from emolake.pipeline.config import Config, WindowsConfig
+from emolake.pipeline.evaluation.labelled import LabelledTable, Part
+from emolake.pipeline.faces.needs import Needs
+
+_PICTURES_PER_BLOCK = 32
+_WHOLE_VIDEO_S = 86_400.0
+
+
+def annotated_table(
+    table: LabelledTable, config: Config, needs: Needs
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The row's number and a row of schema.ANNOTATED_ROW, one for each segment of a video and one for a
+    picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own."""
+    start_ray(config.resources)
+    try:
+        pools = pool_sizes(config.resources)
+        faces = _faces(table, config, needs, pools)
+        made = annotations_made(faces, config, pools, _rows_per_block(table))
+        yield from _by_row(made.select_columns(["video_id", "annotations", "reason", "detail"]))
+    finally:
+        ray.shutdown()
+
+
+def windows_of_table(
+    table: LabelledTable, needs: Needs, frames: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with rows of schema.FACES_ROW: of a video one window a track and segment, of at most
+    `frames` frames."""
+    windows = WindowsConfig(window_seconds=_WHOLE_VIDEO_S, frames_per_window=frames)
+    config = Config(windows=windows)
+    start_ray(config.resources)
+    try:
+        faces = _faces(table, config, needs, pool_sizes(config.resources))
+        yield from _by_row(faces.select_columns(["video_id", "windows", "reason", "detail"]))
+    finally:
+        ray.shutdown()
+
+
+def _faces(table: LabelledTable, config: Config, needs: Needs, pools: Pools) -> Dataset:
+    remote = "://" in table.uri or any("://" in uri for uri in table.column("uri") if uri)
+    settings = face_settings(config, needs, table.storage, network=remote)
+    parts = ray.data.from_items([asdict(part) for part in table.parts])
+    # What has been read once need not travel again: the tasks open the table by themselves.
+    light = LabelledTable(table.uri, pa.table({}), table.columns, (), table.storage)
+    videos = parts.map_batches(
+        _read_part,  # type: ignore[arg-type]
+        fn_kwargs={"table": light},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    return faces_found(videos, settings, pools, _rows_per_block(table))
+
+
+def _rows_per_block(table: LabelledTable) -> int:
+    return 1 if table.has_videos else _PICTURES_PER_BLOCK
+
+
+def _read_part(parts: pa.Table, table: LabelledTable) -> Iterator[pa.Table]:
+    for part in parts.to_pylist():
+        yield from table.media(Part(**part))
+
+
+def _by_row(dataset: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row in dataset.iter_rows():
+        yield int(row.pop("video_id")), row

@@ -1,0 +1,248 @@
+"""INPUT -> the videos it names: files, folders, globs, any fsspec URI, manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import posixpath
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.labels import ATTRIBUTES
+from emolake.pipeline.lake.schema import LISTED_ROW
+from emolake.pipeline.storage.files import Storage, is_local
+
+VIDEO_SUFFIXES = frozenset(
+    {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
+    | {"mxf", "ogv", "ts", "vob", "webm", "wmv"}
+)
+"""What counts as a video when a folder is named; a file or glob that is named counts anyhow."""
+
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "etag")
+_STAT_THREADS = 32
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of the input. size None and `missing` a reason where it cannot be read.
+
+    version: the object's etag or modification time; with uri and size it makes the video_id. modified:
+    when it was last written, seconds since 1970, where the storage tells.
+    """
+
+    uri: str
+    size: int | None
+    version: str
+    corpus: str | None = None
+    transcript_uri: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+    missing: str | None = None
+    modified: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """schema.LISTED_ROW."""
+        told = ("uri", "size", "modified", "corpus", "transcript_uri", "missing")
+        listed = {name: getattr(self, name) for name in told}
+        return {"video_id": self.video_id} | listed | self.attributes
+
+    @property
+    def video_id(self) -> str:
+        identity = "\0".join((self.uri, str(self.size), self.version))
+        return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def find_videos(inputs: Iterable[str], storage: Storage) -> Iterator[pa.Table]:
+    """All videos of the inputs (schema.LISTED_ROW), a few thousand at a time, in order of mention; one
+    that is mentioned twice comes twice.
+
+    UserError where an input does not exist, is empty as a glob, or is an unreadable manifest.
+    """
+    videos = (video for name in inputs for video in _find(name, storage))
+    for some in _batches(videos):
+        yield pa.Table.from_pylist([video.row() for video in some], LISTED_ROW)
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    items = iter(items)
+    while some := list(itertools.islice(items, _ROWS_AT_ONCE)):
+        yield some
+
+
+def _find(name: str, storage: Storage) -> Iterator[Video]:
+    fs, path = storage.locate(name)
+    if name.lower().endswith(MANIFEST_SUFFIXES):
+        yield from _manifest(name, fs, path, storage)
+        return
+    try:
+        if any(sign in path for sign in "*?["):
+            listing = fs.glob(path, detail=True)
+            files = [info for info in listing.values() if info["type"] == "file"]
+            if not files:
+                raise UserError(f"{name}: no file matches; check the pattern")
+        elif not name.endswith("/") and fs.isfile(path):
+            files = [fs.info(path)]
+        else:
+            listing = fs.find(path, detail=True)
+            if not listing and not fs.isdir(path):
+                raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
+            files = [info for info in listing.values() if is_video_name(info["name"])]
+    except (PermissionError, FileNotFoundError, OSError) as error:
+        raise UserError(f"{name} cannot be listed: {_line(error)}") from None
+    for info in sorted(files, key=lambda info: str(info["name"])):
+        yield _video(fs, info)
+
+
+def is_video_name(path: str) -> bool:
+    """Whether a file in a folder counts as a video."""
+    name = posixpath.basename(path)
+    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) -> Video:
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    uri = _uri(fs, info["name"])
+    if not _is_unicode(uri):
+        # Tables hold UTF-8; the file is named as well as it can be, and failed, not forgotten.
+        named = uri.encode("utf-8", "backslashreplace").decode()
+        return Video(named, None, str(version), missing="not_found", **extra)
+    return Video(uri, int(info["size"] or 0), str(version), modified=_modified(info), **extra)
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    told = info.get("mtime") or info.get("LastModified") or info.get("updated")
+    if isinstance(told, str):
+        try:
+            told = datetime.fromisoformat(told)
+        except ValueError:
+            return None
+    return told.timestamp() if isinstance(told, datetime) else told
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """Local files by their plain absolute path without `..`, all others with their protocol."""
+    return posixpath.normpath(path) if is_local(fs) else str(fs.unstrip_protocol(path))
+
+
+def _manifest(
+    name: str, fs: fsspec.AbstractFileSystem, path: str, storage: Storage
+) -> Iterator[Video]:
+    """Relative uris in a manifest are relative to the folder that holds it. Rows that tell `size` and
+    `etag` are believed; every other video is looked up."""
+    folder = posixpath.dirname(_uri(fs, path))
+
+    def beside(uri: str) -> str:
+        if "://" not in uri and not posixpath.isabs(uri):
+            return posixpath.join(folder, uri)
+        return uri
+
+    def stat(row: dict[str, Any]) -> Video:
+        uri = beside(str(row["uri"]))
+        transcript = row.get("transcript_uri")
+        extra: dict[str, Any] = {
+            "corpus": row.get("corpus"),
+            "transcript_uri": beside(transcript) if transcript else None,
+            "attributes": {k: str(row[k]) for k in ATTRIBUTES if row.get(k)},
+        }
+        if row.get("etag") and row.get("size") is not None:
+            # Object stores tell etags in quotes, inventories of theirs do not.
+            etag = str(row["etag"]).strip('"')
+            version = f'"{etag}"' if "://" in uri else etag
+            return Video(uri, int(row["size"]), version, **extra)
+        return stat_video(uri, storage, **extra)
+
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        for rows in _batches(read_manifest(name, fs, path)):
+            yield from pool.map(stat, rows)
+
+
+def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
+    """A named video; where it cannot be reached its `missing` says why, and nothing is raised."""
+    try:
+        fs, path = storage.locate(uri)
+        info = fs.info(path)
+    except (FileNotFoundError, UserError, ValueError):  # ValueError: no name at all for a file
+        return Video(uri, None, "", missing="not_found", **extra)
+    except OSError:
+        return Video(uri, None, "", missing="storage_error", **extra)
+    if info["type"] != "file":
+        return Video(uri, None, "", missing="not_found", **extra)
+    return _video(fs, info, **extra)
+
+
+def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
+    """Rows with `uri` and the optional columns that are there, read as they are asked for; UserError
+    where it is malformed."""
+    kind = name.lower().rpartition(".")[2]
+    rows = {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}[kind]
+    try:
+        with fs.open(path, "rb") as stream:
+            for number, row in enumerate(rows(stream), 1):
+                _demand_uri(row)
+                if row["uri"] is None:
+                    raise UserError(f"manifest {name}: row {number} has no uri")
+                yield row
+    except LookupError as error:
+        raise UserError(f"manifest {name} {error.args[0]}") from None
+    except FileNotFoundError:
+        raise UserError(f"manifest {name} does not exist") from None
+    except ValueError as error:  # pa.ArrowInvalid and JSON's are such
+        raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None
+
+
+def _demand_uri(columns: Collection[str]) -> None:
+    """LookupError, in words, where the column `uri` is not among them."""
+    if "uri" not in columns:
+        raise LookupError(f"has no column 'uri'; its columns: {', '.join(columns) or 'none'}")
+
+
+def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    file = pq.ParquetFile(stream)
+    _demand_uri(file.schema_arrow.names)
+    wanted = [c for c in _MANIFEST_COLUMNS if c in file.schema_arrow.names]
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+        yield from batch.to_pylist()
+
+
+def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
+    options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+    reader = pyarrow.csv.open_csv(stream, convert_options=options)
+    _demand_uri(reader.schema.names)
+    for batch in reader:
+        yield from batch.to_pylist()
+
+
+def _json_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no object")
+        yield row
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

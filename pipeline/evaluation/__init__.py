@@ -1,0 +1,1 @@
+"""What people saw, and how well models agree with it."""

@@ -1,0 +1,209 @@
+"""Labelled tables: pictures, videos or stretches of them, with what people saw in them.
+
+A row's media stand in one of three columns: `image`, the bytes of an encoded picture (base64 in JSONL);
+`uri`, a picture or a video, of which `start_s` and `end_s` may cut a stretch; `frames`, a list of
+pictures that are one clip. The other columns say what it shows and what to ask of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from emolake.pipeline.corpus.listing import is_video_name
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.labels import ATTRIBUTES, canonical
+from emolake.pipeline.lake.schema import VIDEO_ROW
+from emolake.pipeline.storage.files import Storage
+
+MEDIA = ("image", "uri", "frames")
+_PLAIN = Storage()
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def read_table(path: str | Path, storage: Storage = _PLAIN) -> pa.Table:
+    """A Parquet, CSV or JSONL file; UserError where it is none of them."""
+    name = str(path)
+    suffix = posixpath.splitext(name)[1].lower()
+    try:
+        fs, inner = storage.locate(name)
+        if suffix == ".csv":
+            return pyarrow.csv.read_csv(io.BytesIO(fs.cat_file(inner)))
+        if suffix in _JSON_LINES:
+            return pyarrow.json.read_json(io.BytesIO(fs.cat_file(inner)))
+        with fs.open(inner, "rb") as stream:
+            return pq.read_table(stream)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist; name a Parquet, CSV or JSONL file") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} is not a readable Parquet, CSV or JSONL file: {line}") from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a table that are read together: a row group of a Parquet file, or the whole file."""
+
+    row_group: int | None
+    first: int
+
+
+@dataclass(frozen=True)
+class LabelledTable:
+    """A labelled table. uri: where it stands, what relative uris in it are relative to; told: a row
+    each, all columns but the bytes of pictures."""
+
+    uri: str
+    told: pa.Table
+    columns: tuple[str, ...]
+    parts: tuple[Part, ...]
+    storage: Storage = field(default=_PLAIN, repr=False)
+
+    @classmethod
+    def read(cls, uri: str | Path, storage: Storage = _PLAIN) -> LabelledTable:
+        """UserError where the file cannot be read or has no column of media."""
+        name = str(uri) if "://" in str(uri) else str(Path(uri).resolve())
+        if posixpath.splitext(name)[1].lower() in (".csv", *_JSON_LINES):
+            table = read_table(name, storage)
+            columns = tuple(table.column_names)
+            told, parts = table, [Part(None, 0)]
+        else:
+            told, columns, parts = _parquet(name, storage)
+        if not set(MEDIA) & set(columns):
+            raise UserError(
+                f"{uri} has no column {' nor '.join(map(repr, MEDIA))}; it has: {', '.join(columns)}"
+            )
+        told = told.select([c for c in told.column_names if c != "image"])
+        return cls(name, told, columns, tuple(parts), storage)
+
+    def __len__(self) -> int:
+        return self.told.num_rows
+
+    def column(self, name: str) -> list[Any]:
+        """Values by row; nulls where the table has no such column."""
+        if name not in self.told.column_names:
+            return [None] * len(self)
+        values: list[Any] = self.told[name].to_pylist()
+        return values
+
+    def attributes(self) -> list[dict[str, str]]:
+        """By row, what is told of the person it shows."""
+        columns = {name: self.column(name) for name in ATTRIBUTES}
+        return [
+            {name: str(values[k]) for name, values in columns.items() if values[k] is not None}
+            for k in range(len(self))
+        ]
+
+    def label_indices(self, labels: tuple[str, ...]) -> list[int | None]:
+        """By row, the index of its `label` among `labels`, synonyms resolved; None where it has none.
+        UserError where there is no such column or a label is none of the set's."""
+        if "label" not in self.columns:
+            have = ", ".join(self.columns)
+            raise UserError(f"{self.uri} has no column 'label'; it has: {have}")
+        index = {label: i for i, label in enumerate(labels)}
+        found = []
+        for label in self.column("label"):
+            if label is not None and canonical(str(label)) not in index:
+                known = ", ".join(labels)
+                raise UserError(f"{self.uri}: label {label!r} is not in the label set: {known}")
+            found.append(None if label is None else index[canonical(str(label))])
+        return found
+
+    @property
+    def has_videos(self) -> bool:
+        return any(is_video_name(uri) for uri in self.column("uri") if uri)
+
+    def media(self, part: Part, batch_rows: int = 64) -> Iterator[pa.Table]:
+        """Rows of schema.VIDEO_ROW of a part; video_id is the row's number in the table. One without
+        media is `missing`: not_found."""
+        row = part.first
+        for batch in self._batches(part, batch_rows):
+            given = batch.to_pylist()
+            rows = [self._media(row + k, told) for k, told in enumerate(given)]
+            row += len(given)
+            yield pa.Table.from_pylist(rows, VIDEO_ROW)
+
+    def _batches(self, part: Part, batch_rows: int) -> Iterator[Any]:
+        wanted = {*MEDIA, *ATTRIBUTES, "start_s", "end_s", "transcript_uri"}
+        columns = [c for c in self.columns if c in wanted]
+        if part.row_group is None:
+            yield from read_table(self.uri, self.storage).select(columns).to_batches(batch_rows)
+            return
+        fs, path = self.storage.locate(self.uri)
+        with fs.open(path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            yield from file.iter_batches(batch_rows, [part.row_group], columns)
+
+    def _media(self, index: int, told: dict[str, Any]) -> dict[str, Any]:
+        image, uri, frames = (told.get(name) for name in MEDIA)
+        row = dict.fromkeys(VIDEO_ROW.names) | {
+            "video_id": str(index),
+            "uri": f"{self.uri}#{index}",
+            "corpus": "labelled",
+            "attempt": 1,
+            "transcript_uri": told.get("transcript_uri"),
+        }
+        row |= {name: None if told.get(name) is None else str(told[name]) for name in ATTRIBUTES}
+        if image is not None:
+            row["pictures"] = [{"uri": None, "bytes": _bytes_of(image)}]
+        elif frames:
+            row["pictures"] = [{"uri": self._beside(one), "bytes": None} for one in frames]
+        elif uri and is_video_name(uri):
+            row["uri"] = self._beside(uri)
+            span = {"start_s": told.get("start_s"), "end_s": told.get("end_s")}
+            row["span"] = span if any(v is not None for v in span.values()) else None
+        elif uri:
+            row["pictures"] = [{"uri": self._beside(uri), "bytes": None}]
+        else:
+            row["missing"] = "not_found"
+        return row
+
+    def _beside(self, uri: str) -> str:
+        """Relative uris are relative to the folder of the table that names them."""
+        if "://" in uri or posixpath.isabs(uri):
+            return uri
+        return posixpath.join(posixpath.dirname(self.uri), uri)
+
+
+def _parquet(uri: str, storage: Storage) -> tuple[pa.Table, tuple[str, ...], list[Part]]:
+    """All columns but the pictures' bytes, the names of all, and where its parts begin."""
+    fs, path = storage.locate(uri)
+    try:
+        with fs.open(path, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            columns = tuple(file.schema_arrow.names)
+            told = file.read([c for c in columns if c != "image"])
+            parts, first = [], 0
+            for group in range(file.num_row_groups):
+                parts.append(Part(group, first))
+                first += file.metadata.row_group(group).num_rows
+    except FileNotFoundError:
+        raise UserError(f"{uri} does not exist; name a Parquet, CSV or JSONL file") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{uri} is not a readable Parquet, CSV or JSONL file: {line}") from None
+    if not told.num_columns:  # pictures alone: the rows still count
+        told = pa.table({"row": pc.cast(pa.array(range(first)), pa.int64())})
+    return told, columns, parts
+
+
+def _bytes_of(image: Any) -> bytes:
+    """Bytes as they are, base64 text as the bytes it stands for; text that is none gives none."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return base64.b64decode(str(image), validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -1,0 +1,1 @@
+"""Labelled media -> instruction records -> a tuned model."""

@@ -1,0 +1,112 @@
+"""What the tables say of one video, ready to be drawn or written."""
+
+from __future__ import annotations
+
+import posixpath
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.lake.commit import first_model
+from emolake.pipeline.lake.reading import read_annotations, read_tracks, read_videos
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Face:
+    """One track. windows: rows of schema.ANNOTATIONS in time order; path: (N, 5) float64 of time_s,
+    x1, y1, x2, y2 in fractions of the frame; bridged: (N,) bool."""
+
+    segment: int
+    track_id: int
+    start_s: float
+    end_s: float
+    windows: list[dict[str, Any]]
+    path: NDArray[np.float64]
+    bridged: NDArray[np.bool_]
+
+    @property
+    def name(self) -> str:
+        return f"face {self.segment}.{self.track_id}"
+
+    def box(self, time_s: float) -> tuple[NDArray[np.float64], bool] | None:
+        """(4,) box at a time and whether it is bridged; None outside the track."""
+        if not len(self.path) or not self.start_s <= time_s <= self.end_s:
+            return None
+        box = np.array([np.interp(time_s, self.path[:, 0], self.path[:, k]) for k in range(1, 5)])
+        nearest = int(np.abs(self.path[:, 0] - time_s).argmin())
+        return box, bool(self.bridged[nearest])
+
+    def window(self, time_s: float) -> dict[str, Any] | None:
+        """The annotation that holds at a time."""
+        at = bisect_right([w["start_s"] for w in self.windows], time_s) - 1
+        return self.windows[at] if at >= 0 and time_s <= self.windows[at]["end_s"] else None
+
+
+@dataclass(frozen=True)
+class Story:
+    """One video and its faces, by start."""
+
+    video_id: str
+    uri: str
+    duration_s: float
+    faces: list[Face]
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.uri) or self.uri
+
+
+def read_story(output: str, video: str, options: Mapping[str, Any] | None = None) -> Story:
+    """video: its uri, file name, or the start of its video_id. UserError where none or more than one
+    match."""
+    ledger = read_videos(output, options)
+    found = {
+        (row["video_id"], row["uri"])
+        for row in ledger.select(["video_id", "uri"]).to_pylist()
+        if video in (row["uri"], posixpath.basename(row["uri"]))
+        or row["video_id"].startswith(video)
+    }
+    if not found:
+        raise UserError(f"{output} holds no video {video!r}; name a uri, a file name or a video_id")
+    if len(found) > 1:
+        names = ", ".join(f"{uri} ({video_id})" for video_id, uri in sorted(found)[:_MOST_NAMED])
+        raise UserError(f"{video!r} means {len(found)} videos; name one by its video_id: {names}")
+    ((video_id, uri),) = found
+    windows = first_model(_of(read_annotations(output, options), video_id))
+    tracks = _of(read_tracks(output, options), video_id)
+    by_track: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for window in sorted(windows, key=lambda w: w["start_s"]):
+        by_track.setdefault((window["segment"], window["track_id"]), []).append(window)
+    faces = [_face(track, by_track[track["segment"], track["track_id"]]) for track in tracks]
+    lengths = [row["duration_s"] or 0.0 for row in _of(ledger, video_id)]
+    duration = max([*lengths, *(face.end_s for face in faces)])
+    return Story(video_id, uri, duration, sorted(faces, key=lambda f: (f.start_s, f.track_id)))
+
+
+def _of(table: pa.Table, video_id: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.filter(pc.equal(table["video_id"], video_id)).to_pylist(
+        maps_as_pydicts="strict"
+    )
+    return rows
+
+
+def _face(track: dict[str, Any], windows: list[dict[str, Any]]) -> Face:
+    path = track["path"] or []
+    return Face(
+        track["segment"],
+        track["track_id"],
+        track["start_s"],
+        track["end_s"],
+        windows,
+        np.array([[p["time_s"], p["x1"], p["y1"], p["x2"], p["y2"]] for p in path]).reshape(-1, 5),
+        np.array([p["interpolated"] for p in path], bool),
+    )

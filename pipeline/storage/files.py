@@ -1,0 +1,111 @@
+"""Files and objects by URI: one small door to fsspec, with writes that appear whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.storage.traffic import count, count_requests
+
+PARTIAL_SUFFIX = ".partial"
+_S3 = ("s3", "s3a")
+_PATIENT = {"retries": {"mode": "standard", "max_attempts": 8}}
+"""botocore's retries with backoff and jitter, a few more than its own three: a job of a night meets
+an object store at its worst. `--storage-option config_kwargs...` replaces them."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """fsspec options of one run (endpoint_url, key, ...). They may be secret: repr hides them."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def locate(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """File system and path of a URI; UserError where no file system can be had for it."""
+        protocol = fsspec.utils.get_protocol(uri)
+        options = {} if protocol in ("file", "local") else dict(self.options)
+        if protocol in _S3:
+            options = {"config_kwargs": _PATIENT} | options
+        try:
+            fs, path = fsspec.core.url_to_fs(uri, **options)
+            if protocol in _S3:
+                _connect(fs, uri)
+        except (ValueError, ImportError, TypeError) as error:
+            raise UserError(f"{uri}: {error}") from None
+        return fs, path
+
+
+def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
+    """Sends nothing yet; an unknown profile or the like shows here."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        count_requests(fs)
+    except BotoCoreError as error:
+        raise UserError(f"{uri}: {error}") from None
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Writes a file that is never seen half: S3 PUTs are whole; elsewhere write aside and rename."""
+    count(written=len(data))
+    if is_local(fs):
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(
+            folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        )
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            if os.path.exists(aside):
+                os.unlink(aside)
+            raise
+    else:
+        fs.pipe_file(path, data)
+
+
+def create_exclusively(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Writes `path` only if it is not there (S3: If-None-Match); False if it is.
+
+    A write whose answer was lost is sent again and meets itself: what is there is then ours. So
+    `data` has to be unlike anybody else's.
+    """
+    if is_local(fs):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return bytes(fs.cat_file(path)) == data
+    return True
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs as fsspec options; dotted keys nest (client_kwargs.region_name=...)."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(
+                "--storage-option is not key=value; write endpoint_url=http://host:9000"
+            )
+        *folders, leaf = key.split(".")
+        node = options
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = {"true": True, "false": False}.get(value.lower(), value)
+    return options

@@ -1,0 +1,127 @@
+"""What is said in a video and when: sidecar files, and subtitle streams inside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from av.error import FFmpegError
+
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.video.decode import Source, clock_start, container_of
+
+SIDECARS = (".srt", ".vtt")
+_TIMES = re.compile(
+    r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+)
+_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Something said, on the video's clock."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+def read_transcript(uri: str, transcript_uri: str | None, storage: Storage) -> list[Cue] | None:
+    """The cues of a sidecar file: the one named, else one beside the video with its name. None where
+    there is none. ValueError where it is no SubRip or WebVTT; OSError where it cannot be read."""
+    names = [transcript_uri] if transcript_uri else [_renamed(uri, end) for end in SIDECARS]
+    for name in names:
+        fs, path = storage.locate(name)
+        if transcript_uri or fs.exists(path):
+            if fs.size(path) > _MOST_BYTES:
+                raise ValueError(f"{name} is too large for a transcript")
+            return parse_cues(fs.cat_file(path).decode("utf-8-sig", "replace"))
+    return None
+
+
+def parse_cues(text: str) -> list[Cue]:
+    """SubRip or WebVTT -> cues in time order, markup removed. ValueError where there is text but no
+    cue."""
+    cues = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
+        lines = block.strip().split("\n")
+        at = next((k for k, line in enumerate(lines) if _TIMES.search(line)), None)
+        if at is None:
+            continue
+        match = _TIMES.search(lines[at])
+        assert match is not None
+        said = " ".join(_MARKUP.sub("", line).strip() for line in lines[at + 1 :]).strip()
+        start_s, end_s = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
+        if said and end_s > start_s:
+            cues.append(Cue(start_s, end_s, said))
+    if not cues and text.strip().removeprefix("WEBVTT").strip():
+        raise ValueError("no SubRip or WebVTT cue in it")
+    return sorted(cues, key=lambda cue: (cue.start_s, cue.end_s))
+
+
+def read_subtitles(source: Source) -> list[Cue] | None:
+    """The cues of a file's first text subtitle stream; None where it has none."""
+    with container_of(source) as container:
+        if not container.streams.subtitles:
+            return None
+        stream = container.streams.subtitles[0]
+        origin = clock_start(container)
+        cues = []
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                start_s = float(packet.pts * packet.time_base) - origin
+                length_s = float((packet.duration or 0) * packet.time_base)
+                for subtitle in packet.decode():
+                    said = _said(subtitle)
+                    if said and length_s > 0:
+                        cues.append(Cue(start_s, start_s + length_s, said))
+        except FFmpegError:
+            pass  # damaged subtitles: what came before stands
+    return cues
+
+
+def said_in(cues: Iterable[Cue], start_s: float, end_s: float) -> str | None:
+    """The text of the cues that overlap a span, in time order; None where nothing is said."""
+    said = [cue.text for cue in cues if cue.start_s < end_s and cue.end_s > start_s]
+    return " ".join(said) or None
+
+
+def spans_of(cues: Iterable[Cue], seconds: float) -> list[Cue]:
+    """Cues joined by the slot of so many seconds, on the video's clock, in which they begin."""
+    slots: dict[int, list[Cue]] = {}
+    for cue in cues:
+        slots.setdefault(int(cue.start_s / seconds + 1e-6), []).append(cue)
+    return [
+        Cue(
+            members[0].start_s,
+            max(cue.end_s for cue in members),
+            " ".join(cue.text for cue in members),
+        )
+        for _, members in sorted(slots.items())
+    ]
+
+
+def _said(subtitle: object) -> str:
+    """ASS events hold nine fields before the text; FFmpeg decodes every text format into them."""
+    ass = getattr(subtitle, "ass", b"")
+    line = ass.decode("utf-8", "replace") if isinstance(ass, bytes) else str(ass)
+    text = line.split(",", 8)[-1].replace("\\N", " ").replace("\\n", " ")
+    return _MARKUP.sub("", text).strip()
+
+
+def _renamed(uri: str, suffix: str) -> str:
+    folder, slash, name = uri.rpartition("/")
+    return f"{folder}{slash}{name.rpartition('.')[0] or name}{suffix}"
+
+
+def _seconds(parts: tuple[str | None, ...]) -> float:
+    hours, minutes, seconds, fraction = parts
+    assert minutes is not None
+    assert seconds is not None
+    assert fraction is not None
+    whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
+    return whole + int(fraction) / 10 ** len(fraction)

@@ -1,0 +1,130 @@
+"""One annotated video for people: overlay, stills, files for annotation tools."""
+
+import csv
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from emolake.jobs.cli import main
+from emolake.pipeline.presentation.export.overlay import drawn_on, write_video
+from emolake.pipeline.presentation.export.story import read_story
+from emolake.pipeline.presentation.palette import rgb
+from tests.conftest import read_rows
+
+
+def windows_of(output: Path, name: str) -> list[dict]:
+    rows = read_rows(output, "annotations")
+    return sorted(
+        (r for r in rows if Path(r["uri"]).name == name), key=lambda r: (r["track_id"], r["window"])
+    )
+
+
+def test_files_for_annotation_tools_hold_every_window(demo_output: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"x.{name}" for name in ("csv", "elan", "vtt")}
+    options = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    assert main(["export", str(demo_output), "portrait.mp4", *options]) == 0
+    wanted = windows_of(demo_output, "portrait.mp4")
+    rows = list(csv.DictReader(files["csv"].open()))
+    assert [r["emotion"] for r in rows] == [w["emotion"] for w in wanted]
+    scores = [float(v) for k, v in rows[0].items() if k.startswith("score_")]
+    assert sum(scores) == pytest.approx(1.0, abs=1e-3)
+    document = ElementTree.parse(files["elan"]).getroot()
+    slots = {s.get("TIME_SLOT_ID"): s.get("TIME_VALUE") for s in document.iter("TIME_SLOT")}
+    told = [
+        (slots[a.get("TIME_SLOT_REF1")], slots[a.get("TIME_SLOT_REF2")])
+        for a in document.iter("ALIGNABLE_ANNOTATION")
+    ]
+    assert told == [
+        (str(round(w["start_s"] * 1000)), str(round(w["end_s"] * 1000))) for w in wanted
+    ]
+    assert [t.get("TIER_ID") for t in document.iter("TIER")] == ["face 0.0"]
+    cues = files["vtt"].read_text().split("\n\n")
+    assert cues[0] == "WEBVTT"
+    assert len(cues) == len(wanted) + 1
+    assert cues[1].startswith("00:00:00.000 --> 00:00:02.000\nface 0.0: happiness")
+
+
+def test_the_overlay_has_every_frame_at_its_time(demo_output: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn.mp4"
+    assert main(["export", str(demo_output), "portrait.mp4", "--video", str(drawn)]) == 0
+    (uri,) = {w["uri"] for w in windows_of(demo_output, "portrait.mp4")}
+    with av.open(uri) as ours, av.open(str(drawn)) as theirs:
+        times = [[f.time for f in c.decode(video=0)] for c in (ours, theirs)]
+    assert times[1] == pytest.approx(times[0], abs=1e-3)
+
+
+def test_the_box_is_drawn_where_the_table_says_and_in_the_colour_of_the_emotion(
+    demo_output: Path,
+) -> None:
+    story = read_story(str(demo_output), "portrait.mp4")
+    (face,) = story.faces
+    blank = np.full((360, 640, 3), 128, np.uint8)
+    picture = drawn_on(blank, story, 3.0)
+    placed = face.box(3.0)
+    window = face.window(3.0)
+    assert placed is not None
+    assert window is not None
+    (x1, y1, x2, y2), bridged = placed[0] * (640, 360, 640, 360), placed[1]
+    assert not bridged
+    shade = np.array(rgb(window["emotion"]))
+    for x, y in (((x1 + x2) / 2, y2), (x2, (y1 + y2) / 2)):
+        patch = picture[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3].astype(int)
+        assert (np.abs(patch - shade).max(-1) == 0).any()
+    assert (drawn_on(blank, story, story.duration_s + 1)[:300] == 128).all()
+
+
+def test_sound_is_kept(clips: Path, demo_output: Path, tmp_path: Path) -> None:
+    story = read_story(str(demo_output), "portrait.mp4")
+    for name, codec in (("single_face.mp4", "mp3"), ("WolfgangLanger_Pexels.mp4", "aac")):
+        target = tmp_path / name
+        assert write_video(story, str(clips / name), target) > 50
+        with av.open(str(clips / name)) as ours, av.open(str(target)) as theirs:
+            assert theirs.streams.audio[0].codec_context.codec.canonical_name == codec
+            lengths = [sum(f.samples for f in c.decode(audio=0)) for c in (ours, theirs)]
+        assert lengths[1] == pytest.approx(lengths[0], abs=4096)
+
+
+def test_stills_show_the_middle_of_each_window(demo_output: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "stills"
+    arguments = ["export", str(demo_output), "portrait.mp4", "--frames", str(folder), "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["stills"] == 3
+    pictures = sorted(folder.iterdir())
+    assert [p.name for p in pictures] == [f"0000{t}.000_face0.0.png" for t in (1, 3, 5)]
+    assert cv2.imread(str(pictures[0])).shape == (360, 640, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("{o} portrait.mp4", "give --video"),
+        ("{o} nobody.mp4 --csv {t}/x.csv", "holds no video 'nobody.mp4'"),
+        ("{t} portrait.mp4 --csv {t}/x.csv", "holds no run"),
+        ("{o} portrait.mp4 --csv {t}/none/x.csv", "cannot be written"),
+        ("{o} portrait.mp4 --video {t}/x.webm", "name a .mp4"),
+        ("{o} portrait.mp4 --video {t}/none/x.mp4", "cannot be written"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    demo_output: Path, tmp_path: Path, capsys, arguments: str, told: str
+) -> None:
+    given = arguments.format(o=demo_output, t=tmp_path).split()
+    assert main(["export", *given]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_an_ambiguous_name_lists_what_it_may_mean(
+    demo_output: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(["export", str(demo_output), "", "--csv", str(tmp_path / "x.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "means 4 videos" in error
+    assert "portrait.mp4 (" in error

@@ -1,0 +1,165 @@
+"""Planning: what is to be done, whatever the length of the input, and inputs that are none."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from emolake.pipeline.config import Config
+from emolake.pipeline.corpus.listing import find_videos
+from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.ledger import ledger_shards
+from emolake.pipeline.lake.recovery import remove_stale_rows
+from emolake.pipeline.lake.schema import LISTED_ROW
+from emolake.pipeline.storage import shards
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.shards import Shards, together
+from tests.pipeline.lake.test_lake import no_fence, segment
+
+HASH = "c0ffee"
+
+
+def listed(rows: list[dict]) -> Shards:
+    made = Shards(LISTED_ROW)
+    for at in range(0, len(rows), 7):
+        made.add(pa.Table.from_pylist(rows[at : at + 7], LISTED_ROW))
+    return made
+
+
+def video(name: str, uri: str | None = None) -> dict:
+    return {"video_id": name, "uri": uri or f"/v/{name.split('@')[0]}.mp4", "size": 10}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """a to z done, but of `m` one of two segments; `k` changed since; `q` failed for a while."""
+    lake = Lake.at(str(tmp_path / "lake"), Storage())
+    rows = [segment(name) for name in "abcdefghij"] + [segment("k@1")]
+    rows += [segment("m", 0, of=2), segment("q", failed=True, reason="timeout", windows=0)]
+    for row in rows:
+        commit_segments(lake, [row], RunStamp("run-1", "2026-01-31", HASH), no_fence)
+    return lake
+
+
+ALL_NEW = Asked()
+
+
+def planned(lake: Lake, asked: Asked = ALL_NEW) -> Plan:
+    rows = [video(name) for name in [*"abcdefghij", "k@2", "m", "q", "new", "a", "a"]]
+    return make_plan(listed(rows), ledger_shards(lake), Config(), HASH, asked)
+
+
+def told(plan: Plan) -> list[tuple]:
+    rows = [row for part in plan.todo.parts() for row in part.to_pylist()]
+    return [(row["video_id"], row["segments"], row["attempt"]) for row in rows]
+
+
+def test_what_is_new_changed_unfinished_or_may_pass_is_done(lake: Lake) -> None:
+    plan = planned(lake)
+    assert told(plan) == [("k@2", None, 1), ("m", [1], 1), ("q", None, 2), ("new", None, 1)]
+    assert (plan.total, plan.repeated) == (14, 2)
+    assert plan.why_done == {"changed": 1, "unfinished": 1, "retry": 1, "new": 1}
+    assert plan.why_skipped == {"done": 10}
+
+
+def test_a_plan_in_parts_on_disk_is_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [planned(lake), planned(lake, Asked(reprocess=True))]
+    monkeypatch.setattr(shards, "IN_MEMORY_ROWS", 5)
+    for one, parted in zip(
+        whole, [planned(lake), planned(lake, Asked(reprocess=True))], strict=True
+    ):
+        assert ledger_shards(lake).spilled
+        assert sorted(told(parted), key=str) == sorted(told(one), key=str)
+        assert (parted.total, parted.repeated) == (one.total, one.repeated)
+        assert (parted.why_done, parted.why_skipped) == (one.why_done, one.why_skipped)
+    commit_segments(lake, [segment("b")], RunStamp("run-2", "2026-02-01", HASH), no_fence)
+    assert remove_stale_rows(lake, no_fence) == 1
+    other = make_plan(listed([video("b")]), ledger_shards(lake), Config(), HASH)
+    assert not other.todo.num_rows
+    with pytest.raises(UserError, match="another model or configuration"):
+        make_plan(listed([video("b")]), ledger_shards(lake), Config(), "else")
+
+
+def test_parts_hold_every_row_once_and_a_uri_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [video(f"{k}", f"s3://b/{k % 40}.mp4") for k in range(100)]
+    few = listed(rows[:3])
+    monkeypatch.setattr(shards, "IN_MEMORY_ROWS", 20)
+    many = listed(rows)
+    assert (few.spilled, many.spilled) == (False, True)
+    seen: list[str] = []
+    for one, other in together(many, few):
+        uris = set(one["uri"].to_pylist())
+        assert not uris & set(seen)
+        assert set(other["uri"].to_pylist()) <= uris
+        order = [int(name) for name in one["video_id"].to_pylist()]
+        assert order == sorted(order), "rows keep their order within a part"
+        seen += uris
+    assert len(seen) == 40
+    assert sum(part.num_rows for part in many.parts()) == 100
+
+
+def test_a_long_input_takes_little_memory(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak() -> int:
+        tracemalloc.start()
+        before = pa.total_allocated_bytes()
+        most = 0
+        videos = Shards(LISTED_ROW)
+        for at in range(0, 20_000, 1000):
+            rows = [video(f"{k:06d}") for k in range(at, at + 1000)]
+            videos.add(pa.Table.from_pylist(rows, LISTED_ROW))
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert make_plan(videos, ledger_shards(lake), Config(), HASH).todo.num_rows == 20_000
+        told = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return told + most
+
+    whole = peak()
+    monkeypatch.setattr(shards, "IN_MEMORY_ROWS", 1000)
+    assert peak() < whole / 5
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_manifest_that_tells_size_and_etag_is_believed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m.{suffix}"
+    table = pa.table(
+        {"uri": ["s3://b/x.mp4", "s3://b/y.mp4"], "size": [7, 8], "etag": ['"e1"', "e2"]}
+        | {"age": ["20-29", None], "other": [1, 2]}
+    )
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in table.to_pylist()))
+    (found,) = find_videos([str(path)], Storage({"endpoint_url": "http://127.0.0.1:1"}))
+    rows = found.to_pylist()
+    assert [(r["uri"], r["size"], r["age"], r["missing"]) for r in rows] == [
+        ("s3://b/x.mp4", 7, "20-29", None),
+        ("s3://b/y.mp4", 8, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "path\nx.mp4\n", "no column 'uri'; its columns: path"),
+        ("m.jsonl", '{"uri": "x"}\n{"uri": null}\n', "row 2 has no uri"),
+        ("m.jsonl", '{"uri": \n', "malformed"),
+        ("m.jsonl", "[1]\n", "line 1 is no object"),
+        ("m.csv", "uri,size\nx.mp4,many\n", "malformed"),
+        ("m.parquet", "PAR1", "malformed"),
+    ],
+)
+def test_a_manifest_that_is_none_is_told_in_a_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        list(find_videos([str(tmp_path / name)], Storage()))

@@ -1,0 +1,137 @@
+from dataclasses import replace
+
+import numpy as np
+
+from emolake.pipeline.config import WindowsConfig
+from emolake.pipeline.faces.cuts import CutDetector
+from emolake.pipeline.faces.detector import Detections
+from emolake.pipeline.faces.tracker import Tracker
+from emolake.pipeline.faces.windows import track_end, windows_of
+
+
+def faces_at(*boxes: tuple[float, float, float, float]) -> Detections:
+    n = len(boxes)
+    return Detections(
+        np.array(boxes, np.float32).reshape(n, 4),
+        np.full(n, 0.99, np.float32),
+        np.zeros((n, 5, 2), np.float32),
+        np.zeros((n, 4), np.float32),
+    )
+
+
+def tracker() -> Tracker:
+    return Tracker(min_score=0.9, min_iou=0.25, max_gap_seconds=1.0)
+
+
+def test_two_people_who_pass_keep_their_tracks() -> None:
+    follow = tracker()
+    for k in range(20):
+        right, left = 10 + 10 * k, 210 - 10 * k
+        follow.update(
+            k / 4, faces_at((right, 0, right + 50, 60), (left, 80, left + 50, 140)), cut=False
+        )
+    tracks = follow.finish()
+    assert [len(t.sightings) for t in tracks] == [20, 20]
+    assert {len({s.box[1] for s in t.sightings}) for t in tracks} == {1}
+
+
+def test_a_short_gap_is_bridged_and_a_long_one_ends_the_track() -> None:
+    short, long = tracker(), tracker()
+    box = (0, 0, 50, 50)
+    for k in range(12):
+        short.update(k / 4, faces_at() if 4 <= k < 7 else faces_at(box), cut=False)
+        long.update(k / 4, faces_at() if 4 <= k < 10 else faces_at(box), cut=False)
+    assert len(short.finish()) == 1
+    assert len(long.finish()) == 2
+
+
+def test_the_boxes_of_a_bridged_gap_are_interpolated_and_marked() -> None:
+    follow = tracker()
+    for k in range(8):
+        seen = faces_at() if k in (3, 4) else faces_at((8 * k, 0, 8 * k + 50, 50))
+        follow.update(k / 4, seen, cut=False)
+    (track,) = follow.finish()
+    assert [(b.time_s, b.box[0]) for b in track.bridged] == [(0.75, 24), (1.0, 32)]
+    assert len(track.sightings) == 6
+    (window,) = windows_of(track, 0.0, 2.0, WindowsConfig())
+    assert (len(window.sightings), window.n_interpolated) == (6, 2)
+
+
+def test_a_face_that_leaves_is_not_bridged() -> None:
+    follow = tracker()
+    for k in range(8):
+        follow.update(k / 4, faces_at((0, 0, 50, 50)) if k < 4 else faces_at(), cut=False)
+    (track,) = follow.finish()
+    assert track.bridged == []
+
+
+def test_an_unsure_detection_continues_a_track_and_begins_none() -> None:
+    follow = tracker()
+    hidden = replace(faces_at((4, 2, 54, 52)), scores=np.array([0.75], np.float32))
+    stray = replace(faces_at((300, 0, 350, 50)), scores=np.array([0.75], np.float32))
+    for k in range(12):
+        unsure = stray if k < 2 else hidden
+        follow.update(k / 4, faces_at((0, 0, 50, 50)) if k in (2, 3, 11) else unsure, cut=False)
+    (track,) = follow.finish()
+    assert [s.time_s for s in track.sightings] == [k / 4 for k in range(2, 12)]
+
+
+def test_a_sure_detection_has_the_first_choice() -> None:
+    follow = tracker()
+    follow.update(0.0, faces_at((0, 0, 50, 50)), cut=False)
+    both = faces_at((0, 0, 50, 50), (10, 0, 60, 50))
+    follow.update(0.25, replace(both, scores=np.array([0.75, 0.95], np.float32)), cut=False)
+    (track,) = follow.finish()
+    assert track.sightings[-1].box[0] == 10
+
+
+def test_a_track_never_crosses_a_cut() -> None:
+    follow = tracker()
+    for k in range(8):
+        follow.update(k / 4, faces_at((0, 0, 50, 50)), cut=k == 5)
+    assert [len(t.sightings) for t in follow.finish()] == [5, 3]
+
+
+def test_a_lost_face_ends_when_it_was_first_missed() -> None:
+    follow = tracker()
+    for k in range(8):
+        follow.update(k / 4, faces_at((0, 0, 50, 50)) if k < 4 else faces_at(), cut=False)
+    (track,) = follow.finish()
+    assert track_end(track, 0.25, 100.0) == 1.0
+    assert track_end(track, 0.5, 100.0) == 1.0  # known to be gone at 1.0 s
+
+
+def test_windows_cover_the_track_once() -> None:
+    follow = tracker()
+    for k in range(19):
+        follow.update(3 + k / 4, faces_at((0, 0, 50, 50)), cut=False)
+    (track,) = follow.finish()
+    end = track_end(track, 0.25, 7.6)
+    windows = windows_of(track, 3.0, end, WindowsConfig())
+    assert [(w.index, w.start_s, w.end_s) for w in windows] == [(0, 3, 4), (1, 4, 6), (2, 6, 7.6)]
+    assert [len(w.sightings) for w in windows] == [4, 8, 7]
+    times = [s.time_s for w in windows for s in w.sightings]
+    assert times == sorted(set(times))
+
+
+def test_a_window_takes_no_more_frames_than_asked() -> None:
+    follow = tracker()
+    for k in range(32):
+        follow.update(k / 16, faces_at((0, 0, 50, 50)), cut=False)
+    (track,) = follow.finish()
+    (window,) = windows_of(track, 0.0, 2.0, WindowsConfig(frames_per_window=4))
+    assert [round(s.time_s * 16) for s in window.sightings] == [0, 10, 21, 31]
+
+
+def test_cuts_are_changes_of_picture_and_not_of_light() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 120, (90, 160, 3), np.uint8)
+    other = rng.integers(130, 255, (90, 160, 3), np.uint8)
+    is_cut = CutDetector(0.5)
+    assert [is_cut(f) for f in (one, one + 8, other, other, one)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]

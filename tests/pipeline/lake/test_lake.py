@@ -1,0 +1,279 @@
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.lake.commit import RunStamp, commit_segments, time_weighted_scores
+from emolake.pipeline.lake.compaction import compact
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
+from emolake.pipeline.lake.lease import Lease, LeaseLost
+from emolake.pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from emolake.pipeline.lake.reading import read_annotations
+from emolake.pipeline.lake.recovery import remove_orphans, remove_stale_rows
+from emolake.pipeline.storage.files import Storage
+
+RUN = RunStamp("run-1", "2026-01-31", "c0ffee")
+BOX = {"x1": 0.1, "y1": 0.1, "x2": 0.5, "y2": 0.6}
+
+
+def no_fence() -> None:
+    return
+
+
+def lake_at(path: Path) -> Lake:
+    return Lake.at(str(path), Storage())
+
+
+def segment(
+    video: str, index: int = 0, *, of: int = 1, windows: int = 2, **changes: object
+) -> dict:
+    annotations = [
+        {
+            "track_id": 0, "window": w, "start_s": 2.0 * w, "end_s": 2.0 * w + 2, "n_frames": 8,
+            "n_interpolated": 0,
+            "bbox": BOX, "emotion": "fear", "confidence": 0.75,
+            "scores": [("fear", 0.75), ("anger", 0.25)], "model": "m", "model_revision": "r",
+        }
+        for w in range(windows)
+    ]  # fmt: skip
+    track = {
+        "track_id": 0, "start_s": 0.0, "end_s": 4.0, "n_detections": 9, "mean_score": 0.9,
+        "mean_box": BOX, "n_interpolated": 1, "person_id": None, "path": [], "thumbnail": None,
+    }  # fmt: skip
+    row = {
+        "video_id": video, "uri": f"/v/{video.split('@')[0]}.mp4", "size": 10, "corpus": "c",
+        "attempt": 1, "segment": index, "n_segments": of, "reason": None, "detail": None,
+        "duration_s": 4.0, "fps": 25.0, "width": 64, "height": 48, "codec": "h264", "failed": False,
+        "n_dropped_tracks": 0, "tracks": [track] if windows else [], "annotations": annotations,
+    }  # fmt: skip
+    return row | changes
+
+
+def glob_keys(lake: Lake, table: str = "annotations") -> list[tuple]:
+    folder = Path(lake.root) / table
+    if not folder.exists():
+        return []
+    rows = ds.dataset(folder, format="parquet", partitioning="hive").to_table().to_pylist()
+    return sorted((r["video_id"], r["segment"], r.get("window")) for r in rows)
+
+
+def files(lake: Lake) -> list[str]:
+    return [f.path for table in (*DATA_TABLES, LEDGER) for f in lake.files(table)]
+
+
+@contextlib.contextmanager
+def killed_at_step(deaths: int, monkeypatch) -> Iterator[None]:
+    """The block dies before its write or removal number `deaths`, counted from 0."""
+    steps = 0
+
+    def dying(original):
+        def step(*arguments):
+            nonlocal steps
+            if steps == deaths:
+                raise KeyboardInterrupt
+            steps += 1
+            return original(*arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "write_table", dying(Lake.write_table))
+        patch.setattr(Lake, "remove", dying(Lake.remove))
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_a_commit_shows_in_all_three_tables(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("b"), segment("a"), segment("n", windows=0)], RUN, no_fence)
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)]
+    states = video_states(read_ledger(lake).live)
+    assert {k: s.state for k, s in states.items()} == {
+        "a": "annotated",
+        "b": "annotated",
+        "n": "no_face",
+    }
+    assert len(files(lake)) == 3
+
+
+def test_what_dies_before_the_ledger_is_an_orphan_and_is_removed(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a")], RUN, no_fence)
+
+    def lost() -> None:
+        raise LeaseLost("lost")
+
+    with pytest.raises(LeaseLost):
+        commit_segments(lake, [segment("b")], RUN, lost)
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)], "who is stopped cleans up"
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        commit_segments(lake, [segment("b")], RUN, killed)
+    assert ("b", 0, 0) in glob_keys(lake)
+    assert "b" not in video_states(read_ledger(lake).live)
+    aside = Path(lake.root) / "tracks" / "corpus=c" / ".half.parquet.0.partial"
+    aside.write_bytes(b"PAR1")
+    assert remove_orphans(lake) == 2
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
+    assert not aside.exists()
+    assert remove_orphans(lake) == 0
+
+
+def test_a_large_file_is_sorted_and_tells_what_it_holds(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    names = [f"{k * 7919 % 400:04d}" for k in range(400)]
+    commit_segments(lake, [segment(name, windows=30) for name in names], RUN, no_fence)
+    (path,) = (f.path for f in lake.files("annotations"))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    assert [c.column_index for c in group.sorting_columns] == [0, 2, 3, 4], "as sort_keys says"
+    columns = {group.column(k).path_in_schema: group.column(k) for k in range(group.num_columns)}
+    assert columns["video_id"].statistics.min == "0000"
+    assert columns["video_id"].statistics.max == "0399"
+
+
+def test_a_segment_written_twice_stands_once_after_settling(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a"), segment("b")], RUN, no_fence)
+    commit_segments(lake, [segment("b", windows=1)], RUN, no_fence)
+    assert glob_keys(lake).count(("b", 0, 0)) == 2
+    assert remove_stale_rows(lake, no_fence) == 1
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0)]
+    assert glob_keys(lake, LEDGER) == [("a", 0, None), ("b", 0, None)]
+    assert remove_stale_rows(lake, no_fence) == 0
+
+
+def test_a_changed_object_replaces_its_rows_only_when_it_is_whole(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("v@1", windows=2), segment("w")], RUN, no_fence)
+    commit_segments(lake, [segment("v@2", 0, of=2, windows=1)], RUN, no_fence)
+    remove_stale_rows(lake, no_fence)
+    live = video_states(read_ledger(lake).live)
+    assert "v@1" in live, "the old version counts until the new one is whole"
+    newest = video_states(newest_versions(read_ledger(lake).rows))
+    assert newest["v@2"].segments == {0}, "and what is done of the new one is known"
+    commit_segments(lake, [segment("v@2", 1, of=2, windows=1)], RUN, no_fence)
+    remove_stale_rows(lake, no_fence)
+    assert glob_keys(lake) == [("v@2", 0, 0), ("v@2", 1, 0), ("w", 0, 0), ("w", 0, 1)]
+
+
+@pytest.mark.parametrize("deaths", range(6))
+def test_settling_killed_anywhere_is_finished_by_the_next(
+    tmp_path, monkeypatch, deaths: int
+) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a"), segment("b")], RUN, no_fence)
+    commit_segments(lake, [segment("b", windows=1)], RUN, no_fence)
+    with killed_at_step(deaths, monkeypatch):
+        remove_stale_rows(lake, no_fence)
+    remove_orphans(lake)
+    remove_stale_rows(lake, no_fence)
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0)]
+    assert glob_keys(lake, "tracks") == [("a", 0, None), ("b", 0, None)]
+    assert glob_keys(lake, LEDGER) == [("a", 0, None), ("b", 0, None)]
+
+
+def many_commits(path: Path) -> Lake:
+    lake = lake_at(path)
+    for k in range(6):
+        commit_segments(lake, [segment(f"v{k}"), segment(f"n{k}", windows=0)], RUN, no_fence)
+    commit_segments(lake, [segment("v0", windows=1)], RUN, no_fence)  # replaces the first
+    return lake
+
+
+def test_compaction_leaves_few_files_and_the_same_rows(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    before = read_annotations(str(tmp_path)).sort_by("video_id").to_pylist()
+    done = compact(lake, no_fence, 1 << 20)
+    assert (done.files_before, done.files_after) == (21, 3)
+    assert read_annotations(str(tmp_path)).sort_by("video_id").to_pylist() == before
+    assert len(glob_keys(lake)) == len(set(glob_keys(lake))) == 11
+    assert compact(lake, no_fence, 1 << 20).files_after == 3
+    keys = [(r["video_id"], r["window"]) for r in read_annotations(str(tmp_path)).to_pylist()]
+    assert keys == sorted(keys)
+
+
+def test_compaction_keeps_to_the_size_that_is_wanted(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    sizes = [lake.fs.size(f.path) for f in lake.files("videos")]
+    done = compact(lake, no_fence, 3 * max(sizes))
+    assert 3 < done.files_after < done.files_before
+
+
+@pytest.mark.parametrize("deaths", range(24))
+def test_compaction_killed_anywhere_loses_and_doubles_nothing(
+    tmp_path, monkeypatch, deaths: int
+) -> None:
+    lake = many_commits(tmp_path)
+    wanted = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
+    with killed_at_step(deaths, monkeypatch):
+        compact(lake, no_fence, 1 << 20)
+    seen = sorted(r["video_id"] for r in read_annotations(str(tmp_path)).to_pylist())
+    assert seen == wanted, "a reader of the ledger sees no difference, at no step"
+    remove_orphans(lake)
+    remove_stale_rows(lake, no_fence)
+    assert sorted(key[0] for key in glob_keys(lake)) == wanted
+    assert len(glob_keys(lake, LEDGER)) == 12
+
+
+def test_a_reader_beside_compaction_reads_again(tmp_path, monkeypatch) -> None:
+    lake = many_commits(tmp_path)
+    wanted = read_annotations(str(tmp_path)).num_rows
+    original, done = Lake.files, []
+
+    def files(self: Lake, table: str) -> list:
+        if table == "annotations" and not done:
+            done.append(True)
+            compact(lake, no_fence, 1 << 20)  # between the ledger and its files
+        return original(self, table)
+
+    monkeypatch.setattr(Lake, "files", files)
+    assert read_annotations(str(tmp_path)).num_rows == wanted
+    assert done
+
+
+def test_a_video_with_a_failed_segment_is_failed_and_keeps_the_others(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    bad = segment("a", 1, of=2, windows=0, failed=True, reason="timeout", attempt=2)
+    commit_segments(lake, [segment("a", 0, of=2), bad], RUN, no_fence)
+    state = video_states(read_ledger(lake).live)["a"]
+    assert (state.state, state.reason, state.failed) == ("failed", "timeout", {1: ("timeout", 2)})
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
+
+
+def test_the_second_writer_is_told_who_holds_the_output(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    first = Lease.acquire(lake, "nightly")
+    with pytest.raises(UserError, match=r"in use by run nightly on .* since 20"):
+        Lease.acquire(lake, "other")
+    first.release()
+    Lease.acquire(lake, "other").release()
+
+
+def test_a_holder_that_slept_too_long_is_fenced_off(tmp_path, monkeypatch) -> None:
+    lake = lake_at(tmp_path)
+    monkeypatch.setattr(Lease, "_beat", lambda self: None)  # a paused process does not beat
+    asleep = Lease.acquire(lake, "asleep", ttl_s=0.05)
+    asleep.fence()
+    time.sleep(0.1)
+    awake = Lease.acquire(lake, "awake")
+    with pytest.raises(LeaseLost):
+        asleep.fence()
+    with pytest.raises(LeaseLost):
+        commit_segments(lake, [segment("a")], RUN, asleep.fence)
+    awake.fence()
+    asleep.release()
+    awake.fence()
+
+
+def test_scores_of_a_track_weigh_windows_by_their_length() -> None:
+    long = {"start_s": 0.0, "end_s": 3.0, "scores": [("fear", 1.0), ("anger", 0.0)]}
+    short = {"start_s": 3.0, "end_s": 4.0, "scores": [("fear", 0.0), ("anger", 1.0)]}
+    assert time_weighted_scores([long, short]) == pytest.approx({"fear": 0.75, "anger": 0.25})

@@ -1,0 +1,133 @@
+import math
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from emolake.pipeline.config import DecodeConfig
+from emolake.pipeline.errors import VideoError
+from emolake.pipeline.video.decode import Ending, TimedFrame, probe, sampled_frames, segment_spans
+
+
+def frames_of(
+    path: Path, start: float = 0.0, end: float = math.inf, **options: object
+) -> tuple[list[TimedFrame], Ending]:
+    ending = Ending()
+    config = DecodeConfig(**options)  # type: ignore[arg-type]
+    return list(sampled_frames(str(path), config, start, end, ending)), ending
+
+
+def all_times(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return sorted(float(f.time) for f in container.decode(video=0))
+
+
+def test_sampling_takes_the_first_frame_of_each_cell_by_presentation_time(clips) -> None:
+    path = clips / "face_noface.mov"  # 30 fps, then 24 fps
+    wanted: dict[int, float] = {}
+    for time_s in all_times(path):
+        wanted.setdefault(math.floor(time_s * 4 + 1e-6), time_s)
+    frames, ending = frames_of(path)
+    assert [f.time_s for f in frames] == pytest.approx(list(wanted.values()), abs=1e-6)
+    assert not ending.truncated
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0, 7.3])
+def test_segments_together_give_the_frames_of_the_whole(clips, seconds: float) -> None:
+    path = clips / "WolfgangLanger_Pexels.mp4"
+    whole, _ = frames_of(path)
+    pieces = []
+    for start, end in segment_spans(
+        probe(str(path)).duration_s, DecodeConfig(segment_seconds=seconds)
+    ):
+        pieces += frames_of(path, start, end)[0]
+    assert [f.time_s for f in pieces] == pytest.approx([f.time_s for f in whole], abs=1e-6)
+    for ours, theirs in zip(pieces[::13], whole[::13], strict=True):
+        np.testing.assert_array_equal(ours.rgb(64), theirs.rgb(64))
+
+
+def test_decord_gives_the_same_frames(clips) -> None:
+    pytest.importorskip("decord")
+    for name in ("single_face.mp4", "WolfgangLanger_Pexels.mp4"):
+        ours, _ = frames_of(clips / name)
+        theirs, _ = frames_of(clips / name, backend="decord")
+        assert [f.time_s for f in theirs] == pytest.approx([f.time_s for f in ours], abs=1e-3)
+        for a, b in zip(ours[::9], theirs[::9], strict=True):
+            assert np.abs(a.rgb(320).astype(int) - b.rgb(320)).mean() < 4
+
+
+def test_rotated_video_comes_upright(clips, tmp_path) -> None:
+    data = bytearray((clips / "single_face.mp4").read_bytes())
+    at = data.find(b"tkhd")
+    matrix = at + 8 + (20 if data[at + 4] == 0 else 32) + 16  # ISO/IEC 14496-12, 8.3.2
+    one = 1 << 16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 360 * one, 0, 1 << 30)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(data)
+    (frame, *_), _ = frames_of(turned)
+    (flat, *_), _ = frames_of(clips / "single_face.mp4")
+    assert (probe(str(turned)).width, probe(str(turned)).height) == (360, 640)
+    np.testing.assert_array_equal(frame.rgb(), np.rot90(flat.rgb(), -1))
+
+
+def damaged(tmp_path: Path, name: str, data: bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def test_a_file_cut_behind_its_index_is_read_as_far_as_it_goes(clips, tmp_path) -> None:
+    whole = (clips / "WolfgangLanger_Pexels.mp4").read_bytes()
+    frames, ending = frames_of(damaged(tmp_path, "half.mp4", whole[: len(whole) // 2]))
+    assert len(frames) > 20
+    assert ending.truncated
+    assert "19.6" in str(ending.detail)
+
+
+def test_each_kind_of_bad_file_has_its_reason(clips, demo_videos, tmp_path) -> None:
+    cases = {
+        "not_a_video": [
+            damaged(tmp_path, "empty.mp4", b""),
+            damaged(tmp_path, "text.mp4", b"this is a text\n" * 100),
+        ],
+        "truncated": [demo_videos / "damaged.mp4"],
+        "not_found": [tmp_path / "none.mp4"],
+        "no_video_stream": [sound_only(tmp_path / "sound.mp4")],
+    }
+    for reason, paths in cases.items():
+        for path in paths:
+            with pytest.raises(VideoError) as caught:
+                probe(str(path))
+            assert caught.value.reason == reason, path
+
+
+def sound_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        samples = np.zeros((1, 16000), np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    return path
+
+
+def test_frames_of_too_many_pixels_are_refused(clips) -> None:
+    with pytest.raises(VideoError) as caught:
+        frames_of(clips / "single_face.mp4", max_pixels=1000)
+    assert caught.value.reason == "too_large"
+
+
+def test_segment_spans_cover_the_time_line() -> None:
+    config = DecodeConfig(segment_seconds=300)
+    assert segment_spans(None, config) == [(0, math.inf)]
+    assert segment_spans(600.0, config) == [(0, 300), (300, math.inf)]
+    assert segment_spans(600.1, config) == [(0, 300), (300, 600), (600, math.inf)]
+    assert segment_spans(0.0, config) == [(0, math.inf)]
+
+
+def test_a_segment_is_a_whole_number_of_sampling_cells() -> None:
+    config = DecodeConfig(segment_seconds=9.1, sample_fps=4)
+    assert segment_spans(20.0, config) == [(0, 9.25), (9.25, 18.5), (18.5, math.inf)]

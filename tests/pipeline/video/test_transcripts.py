@@ -1,0 +1,176 @@
+"""What is said and how it sounds, on the video's clock."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.video.sound import RATE, read_sound
+from emolake.pipeline.video.transcripts import (
+    Cue,
+    parse_cues,
+    read_subtitles,
+    read_transcript,
+    said_in,
+)
+
+SRT = """1
+00:00:01,000 --> 00:00:02,500
+<i>Hello</i> there,
+world.
+
+2
+00:00:03,000 --> 00:00:04,000
+{\\an8}Bye.
+"""
+VTT = """WEBVTT
+
+STYLE
+::cue { color: red }
+
+intro
+00:01.000 --> 00:02.500 align:start
+<v Anna>Hello there,
+world.
+
+00:00:03.000 --> 00:00:04.000
+Bye.
+"""
+CUES = [Cue(1.0, 2.5, "Hello there, world."), Cue(3.0, 4.0, "Bye.")]
+
+
+@pytest.mark.parametrize("text", [SRT, VTT, SRT.replace("\n", "\r\n"), "\n\n" + SRT])
+def test_subrip_and_webvtt_say_the_same(text: str) -> None:
+    assert parse_cues(text) == CUES
+
+
+def test_a_text_without_cues_is_no_transcript_and_an_empty_one_is() -> None:
+    with pytest.raises(ValueError, match="no SubRip or WebVTT cue"):
+        parse_cues("Dear diary,\n\nnothing happened.")
+    assert parse_cues("WEBVTT\n") == []
+
+
+def test_cues_go_to_the_windows_they_overlap() -> None:
+    assert said_in(CUES, 0.0, 2.0) == "Hello there, world."
+    assert said_in(CUES, 2.0, 4.0) == "Hello there, world. Bye."
+    assert said_in(CUES, 4.0, 6.0) is None
+
+
+def test_a_sidecar_is_found_by_name_or_named(tmp_path: Path) -> None:
+    video = str(tmp_path / "a.b.mp4")
+    assert read_transcript(video, None, Storage()) is None
+    (tmp_path / "a.b.vtt").write_text(VTT)
+    assert read_transcript(video, None, Storage()) == CUES
+    (tmp_path / "other.srt").write_bytes(b"\xef\xbb\xbf" + SRT.encode())
+    assert read_transcript(video, str(tmp_path / "other.srt"), Storage()) == CUES
+    with pytest.raises(FileNotFoundError):
+        read_transcript(video, str(tmp_path / "gone.srt"), Storage())
+
+
+def tone(
+    path: Path, seconds: float = 4.0, *, start_s: float = 0.0, subtitles: bool = False
+) -> Path:
+    """A film of gray frames with a tone that is silent in its first half."""
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = film.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+        for k in range(round(seconds * 10)):
+            frame.pts = k
+            film.mux(video.encode(frame))
+        film.mux(video.encode())
+        count = round(seconds * 44_100)
+        times = np.arange(count) / 44_100
+        wave = np.where(times < seconds / 2, 0, np.sin(2 * np.pi * 440 * times)) * 12_000
+        for at in range(0, count, 1024):
+            part = wave[at : at + 1024].astype(np.int16)[None]
+            sound = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
+            sound.sample_rate, sound.pts = 44_100, at + round(start_s * 44_100)
+            film.mux(audio.encode(sound))
+        film.mux(audio.encode())
+    return path
+
+
+def test_sound_lies_on_the_videos_clock(tmp_path: Path) -> None:
+    whole = read_sound(str(tone(tmp_path / "a.mp4")), 0.0, float("inf"))
+    assert whole is not None
+    assert len(whole.samples) / RATE == pytest.approx(4.0, abs=0.1)
+    quiet, loud = whole.span(0.5, 1.8), whole.span(2.2, 3.5)
+    assert len(quiet) == round(1.3 * RATE)
+    assert np.abs(quiet).max() < 500
+    assert np.abs(loud).max() > 8_000
+    part = read_sound(str(tmp_path / "a.mp4"), 1.5, 2.5)
+    assert part is not None
+    assert part.start_s == pytest.approx(1.5, abs=0.05)
+    assert len(part.span(1.5, 2.5)) == pytest.approx(RATE, abs=RATE // 20)
+    assert np.abs(part.span(1.5, 1.9)).max() < 500
+    assert np.abs(part.span(2.1, 2.4)).max() > 8_000
+
+
+def test_sound_that_begins_late_is_not_moved_to_the_front(tmp_path: Path) -> None:
+    sound = read_sound(str(tone(tmp_path / "late.mkv", start_s=1.0)), 0.0, 10.0)
+    assert sound is not None
+    assert np.abs(sound.span(1.5, 2.8)).max() < 500
+    assert np.abs(sound.span(3.2, 4.5)).max() > 8_000
+
+
+def test_a_film_without_sound_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "mute.mp4"
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        film.mux(video.encode(frame))
+        film.mux(video.encode())
+    assert read_sound(str(path), 0.0, 1.0) is None
+    assert read_subtitles(str(path)) is None
+
+
+def test_a_real_film_has_sound(clips: Path) -> None:
+    sound = read_sound(str(clips / "WolfgangLanger_Pexels.mp4"), 4.0, 6.0)
+    assert sound is not None
+    assert len(sound.span(4.0, 6.0)) == pytest.approx(2 * RATE, abs=RATE // 10)
+    film = str(clips / "face_noface.mov")
+    apart = read_sound(film, 2.0, 4.0)
+    whole = read_sound(film, 0.0, float("inf"))
+    assert apart is not None
+    assert whole is not None
+    ours, theirs = apart.span(2.5, 3.5).astype(float), whole.span(2.5, 3.5).astype(float)
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.99, "a segment's sound is the film's"
+
+
+ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize
+Style: Default,Arial,16
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+
+
+def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
+    path = tmp_path / "subtitled.mkv"
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        stream = film.add_stream("srt")
+        stream.codec_context.subtitle_header = ASS_HEADER
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        for k in range(50):
+            frame.pts = k
+            film.mux(video.encode(frame))
+        film.mux(video.encode())
+        for cue in CUES:
+            packet = av.Packet(cue.text.encode())
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = round(cue.start_s * 1000)
+            packet.duration = round((cue.end_s - cue.start_s) * 1000)
+            film.mux(packet)
+    assert read_subtitles(str(path)) == CUES
