@@ -68,7 +68,8 @@ def examples(table: Path, folder: Path, find: FindFaces = pictures_here) -> Exam
 
 
 def config() -> EmoLlamaConfig:
-    vision = VisionConfig(kind="conv_vit", image_size=48, patch_size=8, stem_channels=(16, 32, 32))
+    # torch 2.13 on some AMD processors dies in the gradient of a strided 1x1 convolution of 8 channels.
+    vision = VisionConfig(kind="conv_vit", image_size=48, patch_size=8, stem_channels=(32, 32, 32))
     return EmoLlamaConfig(vision=vision)
 
 

@@ -26,7 +26,7 @@ def small_config(**changes: object) -> EmoLlamaConfig:
     fields = {
         "vision": VisionConfig(
             kind="conv_vit", image_size=32, patch_size=8, width=32, depth=1, heads=2,
-            mlp_hidden=64, stem_channels=(8, 16, 16),
+            mlp_hidden=64, stem_channels=(32, 16, 16),
         ),
         "qformer": QFormerConfig(
             vocab_size=400, width=32, depth=2, heads=2, mlp_hidden=64, max_positions=256, num_query=3
