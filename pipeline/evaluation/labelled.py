@@ -2,7 +2,8 @@
 
 A row's media stand in one of three columns: `image`, the bytes of an encoded picture (base64 in JSONL);
 `uri`, a picture or a video, of which `start_s` and `end_s` may cut a stretch; `frames`, a list of
-pictures that are one clip. The other columns say what it shows and what to ask of it.
+pictures that are one clip. The other columns say what it shows and what to ask of it: `label` what most
+people saw, `votes` how many saw what.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
+import math
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from emolake.pipeline.corpus.listing import is_video_name
 from emolake.pipeline.errors import UserError
@@ -30,6 +35,7 @@ from emolake.pipeline.storage.files import Storage
 
 MEDIA = ("image", "uri", "frames")
 _PLAIN = Storage()
+_VOTES_ORDER = b"votes_order"
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -58,6 +64,25 @@ class Part:
 
     row_group: int | None
     first: int
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What people saw in N pictures, over L labels.
+
+    shares: (N, L) float64, rows sum to 1, or to 0 where nobody saw one of these labels; outside: (N,)
+    float64 in 0..1, the share of votes for labels that are not among these.
+    """
+
+    shares: NDArray[np.float64]
+    outside: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, given: NDArray[np.float64], outside: NDArray[np.float64]) -> Votes:
+        """given (N, L), outside (N,): counts or shares of any scale."""
+        inside = given.sum(1)
+        total = np.maximum(inside + outside, 1e-12)
+        return cls(given / np.maximum(inside, 1e-12)[:, None], outside / total)
 
 
 @dataclass(frozen=True)
@@ -120,6 +145,45 @@ class LabelledTable:
                 raise UserError(f"{self.uri}: label {label!r} is not in the label set: {known}")
             found.append(None if label is None else index[canonical(str(label))])
         return found
+
+    def votes(self, labels: tuple[str, ...]) -> Votes | None:
+        """What people saw, where the table tells: column `votes`, a mapping of label to share (a struct, a
+        map, or JSON), or a list in the order of the file's `votes_order` metadata. UserError where it is
+        neither."""
+        if "votes" not in self.columns:
+            return None
+        order = (self.told.schema.metadata or {}).get(_VOTES_ORDER)
+        names = [canonical(name) for name in order.decode().split(",")] if order else None
+        index = {label: i for i, label in enumerate(labels)}
+        shares = np.zeros((len(self), len(labels)))
+        outside = np.zeros(len(self))
+        for row, given in enumerate(self.column("votes")):
+            for label, share in self._named_votes(given, names):
+                if canonical(str(label)) in index:
+                    shares[row, index[canonical(str(label))]] += share
+                else:
+                    outside[row] += share
+        return Votes.of(shares, outside)
+
+    def _named_votes(self, given: Any, names: list[str] | None) -> list[tuple[str, float]]:
+        try:
+            if isinstance(given, str):
+                given = json.loads(given)
+            if isinstance(given, dict):
+                given = list(given.items())
+            elif given and not isinstance(given[0], tuple):
+                if names is None:
+                    raise UserError(
+                        f"{self.uri}: votes are lists, and the file's metadata has no `votes_order` that "
+                        "names their labels; write a mapping of label to share, or that entry"
+                    )
+                given = list(zip(names, given, strict=True))
+            told = [(label, float(share)) for label, share in given or [] if share is not None]
+            if any(not 0 <= share < math.inf for _, share in told):
+                raise ValueError("a share is negative or no number")
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.uri}: votes {str(given)[:80]!r}: {error}") from None
+        return told
 
     @property
     def has_videos(self) -> bool:

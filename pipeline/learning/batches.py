@@ -19,20 +19,20 @@ from emolake.pipeline.models.prompts import Told
 class Batch:
     """B examples of T frames.
 
-    rows: (B,) their places in the batch they were taken from; features: (B, T, D) float32; labels: (B,)
-    int64, -1 where an example has none; told: B.
+    rows: (B,) their places in the batch they were taken from; features: (B, T, D) float32; shares: (B, L)
+    float32, rows of what people saw, 0 where an example has no label; told: B.
     """
 
     rows: NDArray[np.int64]
     clips: Clips
     features: Tensor
-    labels: Tensor
+    shares: Tensor
     told: tuple[Told, ...]
 
     def to(self, device: torch.device) -> Batch:
         clips = Clips(self.clips.pixels.to(device), self.clips.landmarks.to(device))
         return replace(
-            self, clips=clips, features=self.features.to(device), labels=self.labels.to(device)
+            self, clips=clips, features=self.features.to(device), shares=self.shares.to(device)
         )
 
     def parts(self, count: int) -> list[Batch]:
@@ -46,7 +46,7 @@ class Batch:
             self.rows[rows],
             Clips(self.clips.pixels[rows], self.clips.landmarks[rows]),
             self.features[rows],
-            self.labels[rows],
+            self.shares[rows],
             tuple(self.told[row] for row in rows),
         )
 
@@ -55,15 +55,37 @@ class Batch:
 
 
 def augmented_batches(
-    examples: Examples, frames: int, size: int, generator: torch.Generator
+    examples: Examples, frames: int, size: int, generator: torch.Generator, mixup: float = 0.0
 ) -> Iterator[Batch]:
-    """Pictures become clips of `frames` augmented views, videos of at most so many of their frames."""
+    """Pictures become clips of `frames` augmented views, videos of at most so many of their frames.
+
+    mixup: of Beta(mixup, mixup) is drawn how much of another labelled example each is mixed with (Zhang
+    et al. 2018).
+    """
     for rows, canvas, landmarks, features in _alike(examples, frames):
         clips = augmented_clips(
             canvas, landmarks, frames if canvas.shape[1] == 1 else canvas.shape[1], size, generator
         )
         features = features.expand(-1, clips.pixels.shape[1], -1)
-        yield _batch(examples, rows, clips, features)
+        batch = _batch(examples, rows, clips, features)
+        yield _mixed(batch, mixup, generator) if mixup else batch
+
+
+def _mixed(batch: Batch, alpha: float, generator: torch.Generator) -> Batch:
+    """Each labelled example with at most half of another's pixels, features and shares; the points stay
+    its own, being where the larger part of the picture has them."""
+    if not bool(batch.shares.any(1).all()):
+        return batch
+    other = torch.randperm(len(batch), generator=generator)
+    draws = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    drawn = torch.from_numpy(draws.beta(alpha, alpha, len(batch)).astype(np.float32))
+    part = torch.minimum(drawn, 1 - drawn)
+
+    def mixed(own: Tensor) -> Tensor:
+        return torch.lerp(own, own[other], part.view(-1, *[1] * (own.ndim - 1)))
+
+    clips = Clips(mixed(batch.clips.pixels), batch.clips.landmarks)
+    return replace(batch, clips=clips, features=mixed(batch.features), shares=mixed(batch.shares))
 
 
 def plain_batches(examples: Examples, size: int) -> Iterator[Batch]:
@@ -72,8 +94,8 @@ def plain_batches(examples: Examples, size: int) -> Iterator[Batch]:
 
 
 def _batch(examples: Examples, rows: NDArray[np.int64], clips: Clips, features: Tensor) -> Batch:
-    labels = torch.from_numpy(examples.labels[rows])
-    return Batch(rows, clips, features, labels, tuple(examples.told[row] for row in rows))
+    shares = torch.from_numpy(examples.shares[rows])
+    return Batch(rows, clips, features, shares, tuple(examples.told[row] for row in rows))
 
 
 def _alike(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.corpus.listing import stat_video
 from emolake.pipeline.errors import UserError, VideoError
-from emolake.pipeline.evaluation.labelled import LabelledTable
+from emolake.pipeline.evaluation.labelled import LabelledTable, Votes
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.encoding import decode_crop, decode_picture, to_grayscale
 from emolake.pipeline.faces.needs import CropView, Needs
@@ -48,6 +48,8 @@ class Examples:
     features: (F, D) float32 global face features.
     first, count: (N,) int64; the faces of an example, in time order, are first .. first + count.
     labels: (N,) int64 index into the label set, -1 where an example has none.
+    shares: (N, L) float32, how many of those who were asked saw what; rows sum to 1, or to 0 where an
+        example has no label.
     told: N; what is asked of each and what it is to answer.
     skipped: rows of the table that are no examples, by reason.
     """
@@ -58,6 +60,7 @@ class Examples:
     first: NDArray[np.int64]
     count: NDArray[np.int64]
     labels: NDArray[np.int64]
+    shares: NDArray[np.float32]
     told: tuple[Told, ...]
     skipped: dict[str, int]
 
@@ -73,6 +76,7 @@ class Examples:
             self.first[rows],
             self.count[rows],
             self.labels[rows],
+            self.shares[rows],
             tuple(self.told[row] for row in rows),
             self.skipped,
         )
@@ -102,7 +106,8 @@ def read_examples(
     face) is left out, counted in `skipped` and told. UserError where none is left.
     """
     table = LabelledTable.read(uri)
-    told, targets, skipped = _texts(table, labels)
+    votes = table.votes(labels)
+    told, targets, skipped = _texts(table, labels, votes)
     shape = _Shape(crop, grayscale, frames)
     faces = _Faces.of(table, shape, cache, find)
     rows = []
@@ -118,6 +123,13 @@ def read_examples(
         log(f"{name}: {count} of {len(table)} rows left out: {_WORDS.get(reason, reason)}")
     if not rows:
         raise UserError(f"{uri} has no row to learn from; {len(table)} were left out")
+    labelled = np.array([targets[row] for row in rows], np.int64)
+    shares = np.eye(len(labels), dtype=np.float32)[labelled] * (labelled >= 0)[:, None]
+    if votes is not None:
+        seen = votes.shares[rows]
+        shares = np.where(seen.sum(1, keepdims=True) > 0, seen, shares).astype(np.float32)
+        outside = float(votes.outside[rows].mean())
+        log(f"{name}: votes for labels outside the set: {100 * outside:.2f} %, left out")
     log(f"{name}: {len(rows)} examples")
     return Examples(
         faces.canvas,
@@ -125,7 +137,8 @@ def read_examples(
         faces.features,
         np.array([faces.place[row][0] for row in rows], np.int64),
         np.array([faces.place[row][1] for row in rows], np.int64),
-        np.array([targets[row] for row in rows], np.int64),
+        labelled,
+        shares,
         tuple(told[row] for row in rows),
         dict(skipped),
     )
@@ -140,18 +153,27 @@ _WORDS = {
 }
 
 
+_MOST = 0.5  # a row of which most votes name a label outside the set is not of the set
+
+
 def _texts(
-    table: LabelledTable, labels: tuple[str, ...]
+    table: LabelledTable, labels: tuple[str, ...], votes: Votes | None
 ) -> tuple[list[Told], list[int | None], Counter[str]]:
-    """By row: what is told, and the label's index, -1 without one, None where the row is no example."""
+    """By row: what is told, and the label's index, -1 without one, None where the row is no example. Where
+    a table has votes and no label, the label is what most saw."""
     index = {label: i for i, label in enumerate(labels)}
     skipped: Counter[str] = Counter()
     told: list[Told] = []
     targets: list[int | None] = []
     columns = [table.column(name) for name in ("question", "answer", "transcript", "label")]
-    for attributes, question, answer, said, label in zip(table.attributes(), *columns, strict=True):
+    by_votes = votes is not None and "label" not in table.columns
+    for row, (attributes, question, answer, said, label) in enumerate(
+        zip(table.attributes(), *columns, strict=True)
+    ):
         told.append(Told(question, answer, tuple(sorted(attributes.items())), said))
         target = -1 if label is None else index.get(canonical(str(label)))
+        if by_votes and votes is not None and votes.shares[row].any():
+            target = None if votes.outside[row] > _MOST else int(votes.shares[row].argmax())
         if target is None:
             skipped["unknown_label"] += 1
         elif target < 0 and not answer:

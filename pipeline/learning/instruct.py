@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from emolake.pipeline.learning.batches import Batch
+from emolake.pipeline.learning.stem import soft_cross_entropy
 from emolake.pipeline.models.emo_llama import EmoLlama
 from emolake.pipeline.models.prompts import Prompter, PromptTokens, Told, emotion_question
-from emolake.pipeline.models.scoring import LabelTrie, Prefill
+from emolake.pipeline.models.scoring import LabelTrie, Prefill, sequence_log_probabilities
 
 _IGNORED = -100
 
@@ -50,39 +51,45 @@ class InstructionTuner(nn.Module):
         return out
 
     def forward(self, batch: Batch, weights: Tensor, smoothing: float) -> Tensor:
-        """(B,) losses. A label's is the cross entropy of its tokens and the stop token, weighted by
-        class; smoothing spreads its part over the labels' first tokens only, not the whole vocabulary.
-        A written answer's is the mean over its tokens, so that a long one does not outweigh the rest.
+        """(B,) losses. Of a picture that people labelled: the cross entropy of what they saw against the
+        probability that the language model writes each label and stops, weighted by class; so what is
+        trained is what is read (`Prefill`). Of one with a written answer: the mean over its tokens, so
+        that a long one does not outweigh the rest.
         """
         read = [self._read(told) for told in batch.told]
         prompts = [self._prompt(told) for told in read]
-        labels = batch.labels.tolist()
-        answers = [
-            [*prompt.labels[label if told.answer is None else 0], self.prompter.eos]
-            for told, prompt, label in zip(read, prompts, labels, strict=True)
-        ]
-        logits, ids = self._answered(self._visual(batch, prompts), prompts, answers)
-        each = nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids, ignore_index=_IGNORED, reduction="none"
-        ).sum(1)
-        losses = each / (ids != _IGNORED).sum(1)
-        rows = [row for row, told in enumerate(read) if told.answer is None]
-        if rows:
-            begins = (ids[rows] != _IGNORED).int().argmax(1)
-            first = torch.tensor(
-                [[answer[0] for answer in prompts[row].labels] for row in rows], device=ids.device
-            )
-            spread = logits[rows, begins].log_softmax(-1).gather(1, first)
-            hit = each[rows] * weights[batch.labels[rows]]
-            of_labels = (1 - smoothing) * hit - smoothing * spread.mean(1)
-            losses = losses.index_copy(0, torch.tensor(rows, device=ids.device), of_labels)
+        visual = self._visual(batch, prompts)
+        losses = visual.new_zeros(len(batch), dtype=torch.float32)
+        groups: dict[Told | None, list[int]] = {}
+        for row, told in enumerate(read):
+            groups.setdefault(told if told.answer is None else None, []).append(row)
+        for asked, rows in groups.items():
+            some = [prompts[row] for row in rows]
+            if asked is None:
+                logits, ids = self._answered(visual[rows], some)
+                each = nn.functional.cross_entropy(
+                    logits.transpose(1, 2), ids, ignore_index=_IGNORED, reduction="none"
+                ).sum(1)
+                made = each / (ids != _IGNORED).sum(1)
+            else:
+                made = soft_cross_entropy(
+                    self._written(visual[rows], some[0]), batch.shares[rows], weights, smoothing
+                )
+            losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), made)
         return losses
 
-    def _answered(
-        self, visual: Tensor, prompts: list[PromptTokens], answers: list[list[int]]
-    ) -> tuple[Tensor, Tensor]:
+    def _written(self, visual: Tensor, prompt: PromptTokens) -> Tensor:
+        """(B, L) log-probability that each label is written after the prompt, and nothing after it."""
+        ids = torch.tensor(prompt.ids, device=visual.device)
+        answers = tuple((*label, self.prompter.eos) for label in prompt.labels)
+        return sequence_log_probabilities(
+            self.network.language, self.network.splice(ids, visual), LabelTrie.of(answers)
+        )
+
+    def _answered(self, visual: Tensor, prompts: list[PromptTokens]) -> tuple[Tensor, Tensor]:
         """Logits (B, A, V) of the last A places and the ids (B, A) they should give, _IGNORED where
         nothing is asked. Rows are filled up on the right, where what is read before cannot see it."""
+        answers = [[*prompt.labels[0], self.prompter.eos] for prompt in prompts]
         given = [
             [*prompt.ids, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)
         ]

@@ -33,7 +33,10 @@ class StageConfig(BaseModel):
     """One pass of training. `stem` trains the convolutional stem as a plain classifier; `model`
     trains the whole model to answer, from the stem the stage before left. batch_size: of a step, over
     all processes; each goes through its share in `accumulate` parts. gradient_checkpointing: activations
-    are computed again on the way back, which saves memory and costs a third more time."""
+    are computed again on the way back, which saves memory and costs a third more time. size: side of the
+    crops that a stem is shown, for a quicker start (default: the model's). class_balance: how far a class'
+    loss is weighted by its rarity; oversample: how far its examples are shown more often. mixup: of
+    Beta(mixup, mixup); 0: none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,6 +50,9 @@ class StageConfig(BaseModel):
     warmup_steps: int = Field(200, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     class_balance: float = Field(0.0, ge=0, le=1)
+    oversample: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0)
+    size: int | None = Field(None, ge=16)
     frames: tuple[int, ...] = (1,)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
@@ -181,7 +187,7 @@ def _backward(
     share = train.select(np.array_split(rows, team.size)[team.rank])
     batches = [
         part
-        for batch in augmented_batches(share, frames, size, generator)
+        for batch in augmented_batches(share, frames, size, generator, stage.mixup)
         for part in batch.parts(stage.accumulate)
     ]
     # The mean over the team's processes is taken as they join: each scales by what the whole has.
@@ -202,11 +208,14 @@ def _backward(
 
 def _class_weights(train: Examples, stage: StageConfig) -> Tensor:
     """(L,) by how rare a class is, to the power class_balance."""
-    known = train.labels[train.labels >= 0]
-    counts = np.bincount(known, minlength=int(known.max(initial=0)) + 1)
-    return torch.tensor(
-        (counts.mean() / np.maximum(counts, 1)) ** stage.class_balance, dtype=torch.float32
-    )
+    return torch.tensor(_rarity(train) ** stage.class_balance, dtype=torch.float32)
+
+
+def _rarity(train: Examples) -> NDArray[np.float64]:
+    """(L,) how many times as common the mean class is; by what people saw."""
+    counts = train.shares.sum(0, dtype=np.float64)
+    rarity: NDArray[np.float64] = counts.mean() / np.maximum(counts, 1)
+    return rarity
 
 
 @torch.no_grad()
@@ -313,7 +322,13 @@ def _batch_rows(
     train: Examples, stage: StageConfig, seed: int, step: int, per_epoch: int
 ) -> NDArray[np.int64]:
     epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(len(train))
+    draws = np.random.default_rng((seed, epoch))
+    if stage.oversample:
+        # Whoever has no label is as likely as the mean class' examples.
+        chance = np.where(train.labels >= 0, _rarity(train)[train.labels], 1.0) ** stage.oversample
+        order = draws.choice(len(train), len(train), p=chance / chance.sum())
+    else:
+        order = draws.permutation(len(train))
     return np.sort(order[position * stage.batch_size : (position + 1) * stage.batch_size])
 
 

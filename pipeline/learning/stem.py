@@ -11,13 +11,23 @@ from emolake.pipeline.models.config import EmoLlamaConfig
 from emolake.pipeline.models.vision import ConvStem
 
 
+def soft_cross_entropy(
+    log_scores: Tensor, shares: Tensor, weights: Tensor, smoothing: float
+) -> Tensor:
+    """(B,): of (B, L) log-probabilities against shares (B, L), each label's part weighted by `weights`
+    (L,), smoothing of the whole spread evenly over the labels. Rows without shares give 0."""
+    labels = shares.shape[1]
+    target = shares * (1 - smoothing) + shares.sum(1, keepdim=True) * smoothing / labels
+    return -(target * weights * log_scores).sum(1)
+
+
 class StemClassifier(nn.Module):
     """The stem under global average pooling and one linear layer; it sees each clip's first frame
     and, being no more than a stem, no face features."""
 
-    def __init__(self, config: EmoLlamaConfig, n_labels: int) -> None:
+    def __init__(self, config: EmoLlamaConfig, n_labels: int, size: int | None = None) -> None:
         super().__init__()
-        self.size = config.vision.image_size
+        self.size = size or config.vision.image_size
         processor = config.processor
         self.register_buffer("mean", torch.tensor(processor.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.std).view(3, 1, 1), persistent=False)
@@ -34,11 +44,5 @@ class StemClassifier(nn.Module):
         return scores
 
     def forward(self, batch: Batch, weights: Tensor, smoothing: float) -> Tensor:
-        """(B,) losses; an example without a label has none."""
-        scores = self.log_scores(batch)
-        known = (batch.labels >= 0).to(scores.dtype)
-        target = batch.labels.clamp_min(0)
-        hit = nn.functional.nll_loss(scores, target, weights, reduction="none")
-        # As nn.functional's own mean takes it: over the weights, not the examples.
-        hit = hit / weights[target].mean()
-        return known * ((1 - smoothing) * hit - smoothing * scores.mean(1))
+        """(B,) losses: cross entropy against what people saw; an example without a label has none."""
+        return soft_cross_entropy(self.log_scores(batch), batch.shares, weights, smoothing)

@@ -105,7 +105,8 @@ def tune(
         tuned: nn.Module = InstructionTuner(network, prompter, labels)
         if stage.trains == "stem":
             torch.manual_seed(config.seed)
-            tuned = StemClassifier(model, len(labels))
+            tuned = StemClassifier(model, len(labels), stage.size)
+            tuned.stem.load_state_dict(_stem(network).state_dict())
         train_stage(
             tuned,
             train,
@@ -119,8 +120,7 @@ def tune(
             tensorboard=config.tensorboard,
         )
         if isinstance(tuned, StemClassifier):
-            stem = network.vision.model.get_submodule("embeddings.stem")
-            stem.load_state_dict(tuned.stem.state_dict())
+            _stem(network).load_state_dict(tuned.stem.state_dict())
     if config.adapter is not None and team.leads:
         network = save_adapter(network, output / "adapter")
     elif config.adapter is not None:
@@ -131,6 +131,10 @@ def tune(
         save_model(output, network, prompter, card)
     skipped = Counter(train.skipped) + Counter(valid.skipped)
     return Tuned(scores, dict(skipped))
+
+
+def _stem(network: EmoLlama) -> nn.Module:
+    return network.vision.model.get_submodule("embeddings.stem")
 
 
 def _prompter(config: TuneConfig) -> Prompter:

@@ -109,13 +109,7 @@ class Prefill:
             )
             after.append(inner.logits.float().log_softmax(-1))
             self._cache.crop(-len(trie.inner))
-        table = torch.cat(after, dim=1)  # row 0: the prompt's end; row 1 + i: inner node i
-        columns = []
-        for path in trie.steps:
-            nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
-            ids = torch.tensor([token for _, token in path], device=table.device)
-            columns.append(table[:, nodes, ids].sum(1))
-        return torch.stack(columns, dim=1)
+        return _of_paths(torch.cat(after, dim=1), trie)
 
     def written(self, limit: int, stop: int | None = None) -> list[list[int]]:
         """The most likely answer of each row, greedily: at most `limit` token ids, `stop` the last where
@@ -138,6 +132,38 @@ class Prefill:
             for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
                 answers[row].append(token)
         return answers
+
+
+def sequence_log_probabilities(
+    language: LlamaForCausalLM, embeds: Tensor, trie: LabelTrie
+) -> Tensor:
+    """`Prefill.sequence_log_probabilities` in one forward without a cache, as training wants it: the inner
+    nodes stand behind the prompt in the same sequence. embeds: (B, S, D) up to the prompt's end."""
+    batch, length = embeds.shape[:2]
+    tokens, seen, depth = _tree(trie, batch, length, embeds)
+    count = tokens.shape[1]
+    mask = torch.full((length + count, length + count), torch.finfo(torch.bfloat16).min)
+    mask = mask.to(embeds).triu(1).expand(batch, 1, -1, -1).clone()
+    mask[:, :, length:] = seen
+    out = language(
+        inputs_embeds=torch.cat([embeds, language.get_input_embeddings()(tokens)], dim=1),
+        attention_mask=mask,
+        position_ids=torch.cat([torch.arange(length, device=embeds.device), length + depth])[None],
+        use_cache=False,
+        logits_to_keep=1 + count,
+    )
+    return _of_paths(out.logits.float().log_softmax(-1), trie)
+
+
+def _of_paths(table: Tensor, trie: LabelTrie) -> Tensor:
+    """(B, L) sums along each label's path; table: (B, 1 + N, V) log-probabilities of what follows, row 0
+    the prompt's end, row 1 + i inner node i."""
+    columns = []
+    for path in trie.steps:
+        nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
+        ids = torch.tensor([token for _, token in path], device=table.device)
+        columns.append(table[:, nodes, ids].sum(1))
+    return torch.stack(columns, dim=1)
 
 
 def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

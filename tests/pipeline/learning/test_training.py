@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.metrics import classification_scores
 from emolake.pipeline.faces.align import MIRRORED_POINTS
 from emolake.pipeline.learning.adapter import merge_adapter
-from emolake.pipeline.learning.augment import Jitter, augmented_clips
+from emolake.pipeline.learning.augment import STILL, augmented_clips
 from emolake.pipeline.learning.batches import Batch, augmented_batches, plain_batches
 from emolake.pipeline.learning.config import TuneConfig
 from emolake.pipeline.learning.examples import (
@@ -29,7 +30,7 @@ from emolake.pipeline.learning.examples import (
 from emolake.pipeline.learning.instruct import InstructionTuner
 from emolake.pipeline.learning.loop import StageConfig, train_stage
 from emolake.pipeline.learning.parallel import Team
-from emolake.pipeline.learning.stem import StemClassifier
+from emolake.pipeline.learning.stem import StemClassifier, soft_cross_entropy
 from emolake.pipeline.learning.tune import fit_temperature, prepare, tune
 from emolake.pipeline.models.catalog import DEFAULT_MODEL
 from emolake.pipeline.models.config import EmoLlamaConfig, FaceInfoConfig, VisionConfig
@@ -130,7 +131,7 @@ def test_landmarks_move_with_the_augmented_picture() -> None:
     x, y = points[2]
     canvas[0, 0, 0, round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
     landmarks = torch.from_numpy(points[None, None].astype(np.float32))
-    calm = Jitter(erase=0, soften=0, contrast=0, brightness=0)
+    calm = replace(STILL, rotation=math.radians(15), log_scale=0.15, shift=0.08, frame_motion=0.2)
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         clips = augmented_clips(canvas, landmarks, 4, size, generator, calm)
@@ -153,6 +154,92 @@ def test_the_same_seed_makes_the_same_clips(faces) -> None:
         made.append(batch.clips.pixels)
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+def test_a_speaking_mouth_opens_below_its_line_and_leaves_the_eyes_alone(faces) -> None:
+    canvas = torch.from_numpy(np.array(faces.canvas[:16])).permute(0, 3, 1, 2)[:, None]
+    points = torch.from_numpy(faces.landmarks[:16])[:, None]
+    # One seed: the same faces mirrored in both.
+    quiet, speaking = (
+        augmented_clips(
+            canvas, points, 8, 48, torch.Generator().manual_seed(1), replace(STILL, speak=speak)
+        ).pixels
+        for speak in (0.0, 1.0)
+    )
+    change = (quiet - speaking).abs().mean((1, 2))  # (B, S, S)
+    assert change[:, 28:].mean() > 10 * change[:, :20].mean(), "the lower face alone moves"
+    apart = (speaking[:, 1:] - speaking[:, :-1]).abs().mean((0, 1, 2))
+    assert apart[30:].mean() > 3 * apart[:20].mean(), "and moves from frame to frame"
+
+
+def test_films_spoil_faces_in_every_way_and_reproducibly(faces) -> None:
+    canvas = torch.from_numpy(np.array(faces.canvas[:8])).permute(0, 3, 1, 2)[:, None]
+    points = torch.from_numpy(faces.landmarks[:8])[:, None]
+
+    def view(seed: int, **jitter: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return augmented_clips(canvas, points, 2, 48, generator, replace(STILL, **jitter)).pixels
+
+    plain = view(0)
+    for kind in ("blur", "shrink", "noise", "compress", "erase"):
+        spoilt = view(0, **{kind: 1.0})
+        assert (spoilt - plain).abs().mean((1, 2, 3, 4)).median() > 1e-3, kind
+        assert spoilt.min() >= 0, kind
+        assert spoilt.max() <= 1, kind
+        assert torch.equal(spoilt, view(0, **{kind: 1.0})), kind
+
+
+def test_mixing_keeps_what_people_saw_in_step_with_what_is_shown(faces) -> None:
+    few = faces.select(np.arange(16))
+    (plain,), (mixed,) = (
+        augmented_batches(few, 1, 48, torch.Generator().manual_seed(4), mixup)
+        for mixup in (0.0, 1.0)
+    )
+    torch.testing.assert_close(mixed.shares.sum(1), torch.ones(16))
+    assert torch.equal(mixed.shares.argmax(1), plain.shares.argmax(1)), (
+        "its own label is most of it"
+    )
+    assert 0 < (mixed.shares != plain.shares).any(1).sum() < 16, "faces of one label stay pure"
+    assert not torch.equal(mixed.clips.pixels, plain.clips.pixels)
+    assert torch.equal(mixed.clips.landmarks, plain.clips.landmarks)
+
+
+def test_votes_are_what_is_learnt_and_those_outside_the_set_are_told(tables, tmp_path) -> None:
+    pictures = pq.read_table(tables[0])["image"].to_pylist()[:4]
+    names = ["Happy", "surprised", "contempt"]
+    votes = [[0.8, 0.2, 0.0], [0.3, 0.2, 0.5], [0.1, 0.1, 0.8], [0.0, 1.0, 0.0]]
+    listed = pa.table(
+        {"image": pictures, "votes": votes}, metadata={"votes_order": ",".join(names)}
+    )
+    structs = pa.table(
+        {"image": pictures, "votes": [dict(zip(names, row, strict=True)) for row in votes]}
+    )
+    for name, table in (("lists", listed), ("structs", structs)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        lines: list[str] = []
+        made = read_examples(
+            str(tmp_path / f"{name}.parquet"), TWO, config().crop, grayscale=True, frames=8,
+            cache=tmp_path, find=pictures_here, log=lines.append,
+        )  # fmt: skip
+        np.testing.assert_allclose(made.shares, [[0.8, 0.2], [0.6, 0.4], [0, 1]], atol=1e-6)
+        assert made.labels.tolist() == [0, 0, 1]
+        assert made.skipped == {"unknown_label": 1}
+        assert any("outside the set: 16.67 %" in line for line in lines)
+    nameless = tmp_path / "nameless.parquet"
+    pq.write_table(listed.replace_schema_metadata(None), nameless)
+    with pytest.raises(UserError, match="votes_order"):
+        examples(nameless, tmp_path)
+
+
+def test_the_loss_against_votes_is_least_where_the_model_says_what_people_saw() -> None:
+    shares = torch.tensor([[0.7, 0.3], [0.0, 0.0]])
+    even = torch.ones(2)
+
+    def loss(told: float) -> torch.Tensor:
+        return soft_cross_entropy(torch.tensor([[told, 1 - told]] * 2).log(), shares, even, 0.0)
+
+    assert loss(0.7)[0] < min(loss(0.6)[0], loss(0.8)[0])
+    assert loss(0.7)[1] == 0, "a row that nobody labelled teaches nothing"
 
 
 def test_metrics_of_a_hand_computed_example() -> None:
@@ -295,7 +382,10 @@ def loss_alone(tuner: InstructionTuner, batch: Batch, row: int) -> float:
     """One row's loss from a forward of its own, token by token."""
     told = batch.told[row]
     prompt = tuner._prompt(told)
-    ids = [*prompt.labels[int(batch.labels[row]) if told.answer is None else 0], tuner.prompter.eos]
+    ids = [
+        *prompt.labels[int(batch.shares[row].argmax()) if told.answer is None else 0],
+        tuner.prompter.eos,
+    ]
     visual = tuner._visual(batch, [prompt] * len(batch))[row : row + 1]
     given = torch.tensor([*prompt.ids, *ids[:-1]])
     logits = tuner.network.language(inputs_embeds=tuner.network.splice(given, visual)).logits[0]

@@ -19,7 +19,12 @@ from emolake.pipeline.models.golden.cases import TOLERANCE
 from emolake.pipeline.models.language import IMAGE_TOKEN
 from emolake.pipeline.models.prompts import Prompter, attribute_sentence, train_tokenizer
 from emolake.pipeline.models.published import resized_positions
-from emolake.pipeline.models.scoring import LabelTrie, Prefill, SharedPrefix
+from emolake.pipeline.models.scoring import (
+    LabelTrie,
+    Prefill,
+    SharedPrefix,
+    sequence_log_probabilities,
+)
 
 
 def small_config(**changes: object) -> EmoLlamaConfig:
@@ -107,6 +112,8 @@ def test_label_scores_equal_one_forward_per_label(model: EmoLlama) -> None:
         embeds = model.splice(torch.tensor(prompt.ids), torch.randn(3, 10, 32))
         prefill = Prefill(model.language, embeds)
         ours = prefill.sequence_log_probabilities(trie)
+        at_once = sequence_log_probabilities(model.language, embeds, trie)
+        torch.testing.assert_close(at_once, ours, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(prefill.sequence_log_probabilities(trie), ours)
         prefix = SharedPrefix(model.language, embeds[:1, : prompt.ids.index(IMAGE_TOKEN)])
         for _ in range(2):
