@@ -33,7 +33,8 @@ _MAX_LONGEST_SEGMENT_S = 3600.0
 class FaceSettings:
     """What a face actor needs to know; storage_options may be secret.
 
-    device: where the detector runs; network: whether any video lies beyond this machine's files.
+    device: where the detector runs; network: whether any video lies beyond this machine's files;
+    corruption: how labelled pictures are to be spoilt first, to measure what that costs.
     """
 
     decode: DecodeConfig
@@ -44,6 +45,7 @@ class FaceSettings:
     device: str = "cpu"
     network: bool = False
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    corruption: str | None = None
 
     def message(self, *, finds_faces: bool) -> bytes:
         """The settings as the child reads them. finds_faces: whether it is to load the detector, or
@@ -59,6 +61,7 @@ class FaceSettings:
                 "device": self.device,
                 "network": self.network,
                 "storage_options": self.storage_options,
+                "corruption": self.corruption,
             }
         ).encode()
 

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ class _Worker:
         self.needs = Needs.from_json(settings["needs"])
         self.device: str = settings["device"]
         self.storage = Storage(settings["storage_options"])
+        self.corruption: str | None = settings["corruption"]
         # Loading torch takes seconds: at the start, and not out of the first segment's time.
         wanted = settings["finds_faces"] and self.needs.faces
         self._stage = self._face_stage() if wanted else None
@@ -124,7 +126,7 @@ class _Worker:
     ) -> dict[str, Any]:
         duration = segment["duration_s"] or math.inf
         if segment["pictures"] and self._stage is not None:
-            return self._pictured(segment["pictures"])
+            return self._pictured(segment["pictures"], zlib.crc32(segment["uri"].encode()))
         if self._stage is None:  # no model of this run reads faces
             length = max(min(end_s, duration) - start_s, 0.0)
             span = length if math.isfinite(length) else 0.0
@@ -140,8 +142,9 @@ class _Worker:
             "video_seconds": found.seen_s,
         }
 
-    def _pictured(self, given: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pictures of one face each, as one window."""
+    def _pictured(self, given: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+        """Pictures of one face each, as one window; spoilt first where that is to be measured."""
+        from emolake.pipeline.evaluation.corruptions import BOX_ERROR, corrupted
         from emolake.pipeline.faces.encoding import decode_picture
         from emolake.pipeline.faces.mtcnn import Mtcnn
         from emolake.pipeline.faces.still import still_window
@@ -149,7 +152,10 @@ class _Worker:
         if self._mtcnn is None:
             self._mtcnn = Mtcnn(device=self.device)
         pictures = [decode_picture(self._encoded(one), self.decode.max_pixels) for one in given]
-        window = still_window(pictures, self._mtcnn, self.needs)
+        if self.corruption is not None:
+            pictures = [corrupted(one, self.corruption, seed) for one in pictures]
+        error = BOX_ERROR if self.corruption == "box_error" else 0.0
+        window = still_window(pictures, self._mtcnn, self.needs, error, seed)
         return without_faces({}) | {"windows": [window], "frames_seen": len(pictures)}
 
     def _encoded(self, picture: dict[str, Any]) -> bytes:

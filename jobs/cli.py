@@ -395,7 +395,10 @@ def _evaluate(commands: Any) -> None:
         "score a model on labelled pictures or videos, or an output against labels",
         "emolake evaluate --model emo-llama-tiny --data fer2013_valid.parquet",
     )  # fmt: skip
-    parser.add_argument("--model", default="emo-llama-tiny", metavar="M", help="name or folder")
+    parser.add_argument(
+        "--model", default="emo-llama-tiny", metavar="M,...",
+        help="name or folder; several are read in one pass and compared",
+    )  # fmt: skip
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -413,6 +416,13 @@ def _evaluate(commands: Any) -> None:
     )
     _storage_option(parser)
     parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
+    parser.add_argument(
+        "--corruptions", action="store_true",
+        help="for --data: score the pictures also as films spoil them, a line each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="page of plots to write, to be read offline"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="for --data: one option, for example annotator.precision=bfloat16; repeatable",

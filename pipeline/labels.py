@@ -17,6 +17,7 @@ _TOLD = yaml.safe_load((Path(__file__).parent / "labels.yaml").read_text())
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     name: tuple(labels) for name, labels in _TOLD["sets"].items()
 }
+KNOWN_LABELS = frozenset(label for labels in LABEL_SETS.values() for label in labels)
 _SYNONYMS: dict[str, str] = _TOLD["synonyms"]
 _SPELLED: dict[str, str] = _TOLD["spelled"]
 _NUMBERS: dict[str, dict[int, str]] = _TOLD["numbers"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,139 +16,226 @@ from emolake.jobs.cli import print_json
 from emolake.jobs.commands.setup import ChosenModel, model_files, needs_of
 from emolake.pipeline.config import Config, load_config
 from emolake.pipeline.errors import UserError
+from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
+from emolake.pipeline.evaluation.intervals import one_person
 from emolake.pipeline.evaluation.labelled import LabelledTable, read_table
+from emolake.pipeline.evaluation.scoring import Sample, pairs, scored
 from emolake.pipeline.faces.needs import Needs
-from emolake.pipeline.labels import ATTRIBUTES, label_set
+from emolake.pipeline.labels import label_set
 from emolake.pipeline.lake.commit import first_model, time_weighted_scores
 from emolake.pipeline.lake.reading import read_annotations
-from emolake.pipeline.models.catalog import model_folder, model_revision
-from emolake.pipeline.models.config import read_config
 from emolake.pipeline.storage.files import Storage, parse_options
 
 
-class Sample(NamedTuple):
-    """scores: by label, None where nothing could be read; label: index of the true one; row: of the
-    table, for the attributes it has."""
-
-    scores: dict[str, float] | None
-    label: int
-    row: dict[str, Any]
-
-
 def evaluate_command(options: argparse.Namespace) -> int:
-    config = read_config(model_folder(options.model))
-    answers: dict[str, Any] = {}
-    labels = label_set(options.label_set or config.label_set)
     if (options.output is None) == (options.data is None):
         raise UserError("give --data FILE to score a model, or --output OUTPUT with --labels FILE")
-    if options.output is not None:
-        if options.labels is None:
-            raise UserError("--output needs --labels FILE: a Parquet or CSV with uri and label")
-        of_video = _windows_by_video(options)
-        samples = _of_output(options, labels, of_video)
-        answers = _answers(options, of_video)
-    else:
-        storage = Storage(parse_options(options.storage_options))
-        table = LabelledTable.read(options.data, storage)
-        settings = _config(options)
-        models = (ChosenModel.of(options.model),)
-        model_files(settings, models)
-        needs = needs_of(models, settings)
-        samples = _of_table(table, table.label_indices(labels), settings, needs)
-    made = list(samples)
-    result = _scored(made, labels) | _slices(made, labels) | answers
-    if options.output is None:
-        revision = model_revision(model_folder(options.model))
-        result["model"] = {"name": config.name, "revision": revision}
-    if "rouge_l" in result:
-        units = result.get("action_unit_f1", {}).get("faba-instruct", {}).get("mean")
-        result["rege"] = {"emotion": result["war"] + result["rouge_l"]}
-        if units is not None:
-            result["rege"]["action_units"] = units + result["rouge_l"]
+    if options.corruptions and options.data is None:
+        raise UserError("--corruptions spoils the pictures of --data; an output has none")
+    told = _of_an_output(options) if options.output is not None else _of_a_table(options)
+    if options.html is not None:
+        from emolake.pipeline.presentation.evaluation.page import render
+
+        options.html.write_text(render(told["models"], told["pairs"]))
     if options.json:
-        print_json(result)
+        # One model as ever: its figures alone. Several: a list, what differs beside each.
+        several = len(told["models"]) > 1
+        print_json(told["models"] if several else told["models"][0])
         return 0
-    print(
-        f"{result['n']} samples: accuracy {result['war']:.4f}, UAR {result['uar']:.4f}, "
-        f"macro F1 {result['macro_f1']:.4f}, ECE {result['ece']:.4f}"
-        + (f"; {result['unreadable']} without a reading" if result["unreadable"] else "")
-    )
-    for label, recall in result["per_class_recall"].items():
-        print(f"  {label:<14} {'-' if recall is None else f'{recall:.3f}'}")
+    for entry in told["models"]:
+        _print(entry)
+    for pair in told["pairs"]:
+        print(
+            f"{pair['first']} less {pair['second']} on {pair['n']} samples: accuracy "
+            f"{_signed(pair, 'war')}, UAR {_signed(pair, 'uar')}, McNemar p {pair['p_mcnemar']:.2g}"
+        )
     return 0
 
 
-def _scored(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
-    from emolake.pipeline.evaluation.metrics import classification_scores
+def _of_a_table(options: argparse.Namespace) -> dict[str, Any]:
+    """Each model on the same labelled media, through the stages of the main job."""
+    names = [name.strip() for name in options.model.split(",")]
+    models = tuple(ChosenModel.of(name) for name in names)
+    labels = _asked(options, models)
+    config = _config(options)
+    model_files(config, models)
+    needs = needs_of(models, config)
+    storage = Storage(parse_options(options.storage_options))
+    table = LabelledTable.read(options.data, storage)
+    rows = _labelled_rows(table, labels)
+    _names_apart(models)
+    samples = _annotated(table, rows, models, config, needs)
+    spoilt: dict[str, dict[str, Any]] = {model.config.name: {} for model in models}
+    for corruption in CORRUPTIONS if options.corruptions else ():
+        worse = _annotated(table, rows, models, config, needs, corruption)
+        for name, of_model in worse.items():
+            figures = scored(of_model, labels)
+            kept = ("war", "war_low", "war_high", "uar", "uar_low", "uar_high", "ece", "unreadable")
+            spoilt[name][corruption] = {key: figures[key] for key in kept}
+    outside = sum(label is not None for label in table.column("label")) - len(rows)
+    panel = _panel(table, rows)
+    entries = [
+        scored(samples[model.config.name], labels)
+        | {"outside": outside}
+        | panel
+        | ({"corruptions": spoilt[model.config.name]} if options.corruptions else {})
+        | {"model": model.told}
+        for model in models
+    ]
+    return {"models": entries, "pairs": pairs(samples, labels)}
 
-    read = [(scores, label) for scores, label, _ in samples if scores is not None]
-    if not read:
-        raise UserError(f"none of {len(samples)} samples has a reading; is it the right file?")
-    probabilities = np.array([[scores.get(label, 0.0) for label in labels] for scores, _ in read])
-    # A model with more labels than were asked about: what it gave to the others is shared out.
-    probabilities /= np.maximum(probabilities.sum(1, keepdims=True), 1e-9)
-    scores = classification_scores(probabilities, np.array([label for _, label in read]))
+
+def _asked(options: argparse.Namespace, models: tuple[ChosenModel, ...]) -> tuple[str, ...]:
+    sets = {options.label_set or model.config.label_set for model in models}
+    if len({label_set(name) for name in sets}) > 1:
+        raise UserError(
+            f"the models have different label sets ({', '.join(sorted(sets))}); give --label-set"
+        )
+    return label_set(sets.pop())
+
+
+def _names_apart(models: tuple[ChosenModel, ...]) -> None:
+    names = [model.config.name for model in models]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the models have one name ({', '.join(names)}); rename a folder's")
+
+
+@dataclass(frozen=True)
+class LabelledRow:
+    """A row of a table that has a label of the set: its number, and the sample it is without a reading."""
+
+    number: int
+    sample: Sample
+
+
+def _labelled_rows(table: LabelledTable, labels: tuple[str, ...]) -> list[LabelledRow]:
+    votes = table.votes(labels)
+    attributes, units = table.attributes(), table.units()
+    return [
+        LabelledRow(
+            number,
+            Sample(
+                None,
+                label,
+                votes.shares[number] if votes is not None else None,
+                units[number],
+                attributes[number],
+            ),
+        )
+        for number, label in enumerate(table.label_indices(labels))
+        if label is not None
+    ]
+
+
+def _annotated(
+    table: LabelledTable,
+    rows: list[LabelledRow],
+    models: tuple[ChosenModel, ...],
+    config: Config,
+    needs: Needs,
+    corruption: str | None = None,
+) -> dict[str, list[Sample]]:
+    """By model, a sample for each of `rows`. What a video shows is the mean over the windows of all its
+    faces, each weighted by its length."""
+    from emolake.jobs.graph.labelled import annotated_table  # Ray; scoring an output does without
+
+    told: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for number, found in annotated_table(table, config, needs, corruption):
+        for window in found["annotations"]:
+            told.setdefault((window["model"], number), []).append(window)
     return {
-        "n": scores.n,
-        "war": scores.war,
-        "uar": scores.uar,
-        "macro_f1": scores.macro_f1,
-        "weighted_f1": scores.weighted_f1,
-        "ece": scores.ece,
-        "nll": scores.nll,
-        "brier": scores.brier,
-        "labels": list(labels),
-        "confusion": scores.confusion.tolist(),
-        "per_class_recall": {
-            label: None if math.isnan(recall) else float(recall)
-            for label, recall in zip(labels, scores.recall, strict=True)
-        },
-        "unreadable": len(samples) - len(read),
+        model.config.name: [
+            _read(row.sample, told.get((model.config.name, row.number), [])) for row in rows
+        ]
+        for model in models
     }
 
 
-def _slices(samples: list[Sample], labels: tuple[str, ...]) -> dict[str, Any]:
-    """How well each group is read, where the table says who belongs to which."""
-    told: dict[str, Any] = {}
-    for name in ATTRIBUTES:
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            if sample.row.get(name) is not None:
-                groups.setdefault(str(sample.row[name]), []).append(sample)
-        for group, members in sorted(groups.items()):
-            if any(sample.scores is not None for sample in members):
-                scores = _scored(members, labels)
-                kept = {k: scores[k] for k in ("n", "war", "uar", "macro_f1", "ece", "unreadable")}
-                told.setdefault(name, {})[group] = kept
-    return {"by_attribute": told} if told else {}
+def _read(sample: Sample, windows: list[dict[str, Any]]) -> Sample:
+    if not windows:
+        return sample
+    quality = _longest(windows).get("quality") or {}
+    return replace(sample, scores=time_weighted_scores(windows), quality=quality)
 
 
-def _of_table(
-    table: LabelledTable, truth: list[int | None], config: Config, needs: Needs
-) -> Iterator[Sample]:
-    """Labelled pictures and videos through the stages of the main job. What a video shows is the mean
-    over the windows of all its faces, each weighted by its length."""
-    from emolake.jobs.graph.labelled import (
-        annotated_table,  # brings Ray, which scoring an output does without
+def _panel(table: LabelledTable, rows: list[LabelledRow]) -> dict[str, Any]:
+    """What one of the people who voted would score, where the votes were kept as they were cast."""
+    votes = table.votes_as_cast()
+    if votes is None:
+        return {}
+    numbers = np.array([row.number for row in rows])
+    truth = np.array([row.sample.label for row in rows])
+    return {"one_person": one_person(votes[numbers], truth)}
+
+
+def _print(entry: dict[str, Any]) -> None:
+    who = f"{entry['model']['name']}: " if "model" in entry else ""
+    print(
+        f"{who}{entry['n']} samples: accuracy {_with_interval(entry, 'war')}, "
+        f"UAR {_with_interval(entry, 'uar')}, macro F1 {entry['macro_f1']:.4f}, "
+        f"ECE {_with_interval(entry, 'ece')}"
+        + (f"; {entry['unreadable']} without a reading" if entry["unreadable"] else "")
+        + (f"; {entry['outside']} of labels outside the set" if entry.get("outside") else "")
     )
+    print(f"  with a fifth abstained: accuracy {_with_interval(entry, 'war_covered')}")
+    if "cross_entropy" in entry:
+        print(
+            f"  against the votes: soft accuracy {_with_interval(entry, 'soft_accuracy')}, "
+            f"cross-entropy {_with_interval(entry, 'cross_entropy')}, "
+            f"total variation {entry['total_variation']:.4f}"
+        )
+    if "one_person" in entry:
+        person = entry["one_person"]
+        print(
+            f"  one person of the panel against the others: accuracy {_with_interval(person, 'war')}, "
+            f"UAR {person['uar']:.4f}"
+        )
+    for label, recall in entry["per_class_recall"].items():
+        print(f"  {label:<14} {'-' if recall is None else f'{recall:.3f}'}")
+    for name, worse in entry.get("corruptions", {}).items():
+        lost = 100 * (entry["war"] - worse["war"])
+        print(f"  {name:<14} accuracy {_with_interval(worse, 'war')}, {lost:.1f} points lost")
 
-    told: dict[int, list[dict[str, Any]]] = {}
-    for row, found in annotated_table(table, config, needs):
-        told.setdefault(row, []).extend(found["annotations"])
-    attributes = table.attributes()
-    for row, label in enumerate(truth):
-        if label is not None:
-            windows = told.get(row)
-            scores = time_weighted_scores(windows) if windows else None
-            yield Sample(scores, label, attributes[row])
+
+def _with_interval(entry: Mapping[str, Any], name: str) -> str:
+    if f"{name}_low" not in entry:
+        return f"{entry[name]:.4f}"
+    return f"{entry[name]:.4f} ({entry[f'{name}_low']:.4f} to {entry[f'{name}_high']:.4f})"
+
+
+def _signed(pair: Mapping[str, Any], name: str) -> str:
+    low, high = pair[f"{name}_low"], pair[f"{name}_high"]
+    return f"{pair[name]:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _config(options: argparse.Namespace) -> Config:
-    """Options of the stages that the model is scored through."""
+    """Options of the stages that the models are scored through."""
     settings = list(options.settings)
     if options.label_set is not None:
         settings.append(f"annotator.label_set={options.label_set}")
     return load_config(None, settings, model=options.model)
+
+
+def _of_an_output(options: argparse.Namespace) -> dict[str, Any]:
+    """An annotated output: each label against the windows that its span overlaps."""
+    if options.labels is None:
+        raise UserError("--output needs --labels FILE: a Parquet or CSV with uri and label")
+    models = tuple(ChosenModel.of(name.strip()) for name in options.model.split(","))
+    labels = _asked(options, models)
+    of_video = _windows_by_video(options)
+    table = LabelledTable.read(options.labels)
+    given = table.told.to_pylist()
+    samples = [
+        _read(row.sample, _clipped(of_video, given[row.number]))
+        for row in _labelled_rows(table, labels)
+    ]
+    entry = scored(samples, labels) | _answers(options, of_video)
+    if "rouge_l" in entry:
+        units = entry.get("action_unit_f1", {}).get("faba-instruct", {}).get("mean")
+        entry["rege"] = {"emotion": entry["war"] + entry["rouge_l"]}
+        if units is not None:
+            entry["rege"]["action_units"] = units + entry["rouge_l"]
+    return {"models": [entry], "pairs": []}
 
 
 Windows = dict[str, list[dict[str, Any]]]
@@ -188,19 +275,6 @@ def _clipped(windows: Windows, row: dict[str, Any]) -> list[dict[str, Any]]:
         for window in windows.get(row["uri"], [])
         if window["end_s"] > start and (end is None or window["start_s"] < end)
     ]
-
-
-def _of_output(
-    options: argparse.Namespace, labels: tuple[str, ...], of_video: Windows
-) -> Iterator[Sample]:
-    """An annotated output: each label against the windows that its span overlaps."""
-    table = LabelledTable.read(options.labels)
-    rows = zip(table.told.to_pylist(), table.label_indices(labels), strict=True)
-    for (row, label), attributes in zip(rows, table.attributes(), strict=True):
-        if label is not None:
-            windows = _clipped(of_video, row)
-            scores = time_weighted_scores(windows) if windows else None
-            yield Sample(scores, label, attributes)
 
 
 def _answers(options: argparse.Namespace, of_video: Windows) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,14 +28,15 @@ _WHOLE_VIDEO_S = 86_400.0
 
 
 def annotated_table(
-    table: LabelledTable, config: Config, needs: Needs
+    table: LabelledTable, config: Config, needs: Needs, corruption: str | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The row's number and a row of schema.ANNOTATED_ROW, one for each segment of a video and one for a
-    picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own."""
+    picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own. corruption: one of
+    evaluation.corruptions by name, done to the table's pictures first."""
     start_ray(config.resources)
     try:
         pools = pool_sizes(config.resources)
-        faces = _faces(table, config, needs, pools)
+        faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table))
         yield from _by_row(made.select_columns(["video_id", "annotations", "reason", "detail"]))
     finally:
@@ -57,9 +58,13 @@ def windows_of_table(
         ray.shutdown()
 
 
-def _faces(table: LabelledTable, config: Config, needs: Needs, pools: Pools) -> Dataset:
+def _faces(
+    table: LabelledTable, config: Config, needs: Needs, pools: Pools, corruption: str | None = None
+) -> Dataset:
     remote = "://" in table.uri or any("://" in uri for uri in table.column("uri") if uri)
-    settings = face_settings(config, needs, table.storage, network=remote)
+    settings = replace(
+        face_settings(config, needs, table.storage, network=remote), corruption=corruption
+    )
     parts = ray.data.from_items([asdict(part) for part in table.parts])
     # What has been read once need not travel again: the tasks open the table by themselves.
     light = LabelledTable(table.uri, pa.table({}), table.columns, (), table.storage)

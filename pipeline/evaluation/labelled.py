@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.corpus.listing import is_video_name
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.labels import ATTRIBUTES, canonical
+from emolake.pipeline.labels import ATTRIBUTES, KNOWN_LABELS, canonical
 from emolake.pipeline.lake.schema import VIDEO_ROW
 from emolake.pipeline.storage.files import Storage
 
@@ -132,19 +132,37 @@ class LabelledTable:
         ]
 
     def label_indices(self, labels: tuple[str, ...]) -> list[int | None]:
-        """By row, the index of its `label` among `labels`, synonyms resolved; None where it has none.
-        UserError where there is no such column or a label is none of the set's."""
+        """By row, the index of its `label` among `labels`, synonyms resolved; None where it has none, or
+        one that only other label sets have. UserError where there is no such column or a label is none
+        of any set."""
         if "label" not in self.columns:
             have = ", ".join(self.columns)
             raise UserError(f"{self.uri} has no column 'label'; it has: {have}")
         index = {label: i for i, label in enumerate(labels)}
         found = []
         for label in self.column("label"):
-            if label is not None and canonical(str(label)) not in index:
+            name = None if label is None else canonical(str(label))
+            if name is not None and name not in index and name not in KNOWN_LABELS:
                 known = ", ".join(labels)
                 raise UserError(f"{self.uri}: label {label!r} is not in the label set: {known}")
-            found.append(None if label is None else index[canonical(str(label))])
+            found.append(None if name is None else index.get(name))
         return found
+
+    def units(self) -> list[str]:
+        """By row, what resembles others that bear the same name: the `person`, else the media's `uri`, else
+        the picture (`exact_group`, where it is not negative), else the row itself."""
+        columns = (self.column("person"), self.column("uri"), self.column("exact_group"))
+        told = []
+        for row, (person, uri, group) in enumerate(zip(*columns, strict=True)):
+            alone = group is None or group < 0
+            told.append(str(person or uri or (f"row {row}" if alone else f"group {group}")))
+        return told
+
+    def votes_as_cast(self) -> NDArray[np.float64] | None:
+        """(N, K) counts of column `votes_raw`, whatever they are for; None where there is no such column."""
+        if "votes_raw" not in self.columns:
+            return None
+        return np.array(self.column("votes_raw"), np.float64)
 
     def votes(self, labels: tuple[str, ...]) -> Votes | None:
         """What people saw, where the table tells: column `votes`, a mapping of label to share (a struct, a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -58,10 +59,30 @@ def _middle(whole: NDArray[np.float32], features: NDArray[np.float32]) -> Detect
     return Detections(whole, np.zeros(1, np.float32), points[None].astype(np.float32), features)
 
 
-def still_window(pictures: list[Frame], mtcnn: Mtcnn, needs: Needs) -> dict[str, Any]:
+def misplaced(face: Detections, error: float, seed: int) -> Detections:
+    """One face, its box and points moved by at most `error` of the box' side each way, and as much
+    larger or smaller."""
+    draws = np.random.default_rng(seed).uniform(-error, error, 3).astype(np.float32)
+    corner, side = face.boxes[0, :2], (face.boxes[0, 2:] - face.boxes[0, :2]).max()
+    middle = corner + side / 2
+
+    def moved(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = middle + (points - middle) * (1 + draws[2]) + side * draws[:2]
+        return out
+
+    boxes = moved(face.boxes.reshape(-1, 2, 2)).reshape(-1, 4)
+    return replace(face, boxes=boxes, landmarks=moved(face.landmarks))
+
+
+def still_window(
+    pictures: list[Frame], mtcnn: Mtcnn, needs: Needs, error: float = 0.0, seed: int = 0
+) -> dict[str, Any]:
     """Pictures of one face, T of them in time order, as a window struct of schema.FACES_ROW, cut as the
-    face stage cuts frames of a video. They tell no time: the window lasts from 0 to 0."""
+    face stage cuts frames of a video. They tell no time: the window lasts from 0 to 0. error: by how much
+    faces are to be `misplaced`, to measure what that costs."""
     faces = [find_still_face(picture, mtcnn) for picture in pictures]
+    if error:
+        faces = [misplaced(face, error, seed) for face in faces]
     middle = len(pictures) // 2
     both = list(zip(pictures, faces, strict=True))
     crops, frames = [], []
