@@ -30,7 +30,10 @@ class AnnotationSettings:
     store_attributes: bool = False
 
 
-_CARRIED = ("track_id", "window", "start_s", "end_s", "n_frames", "n_interpolated", "bbox")
+_CARRIED = (
+    *("track_id", "window", "start_s", "end_s"),
+    *("n_frames", "n_interpolated", "bbox", "quality"),
+)
 _TOLD = (
     *("emotion", "confidence", "description", "action_units"),
     *("valence", "arousal", "intensity", "sentiment", "transcript", "absent"),
@@ -99,6 +102,7 @@ class _Segment:
         self._row = row
         self._needs = needs
         self._speech_seconds = settings.speech_seconds
+        self._abstain_below = settings.annotator.abstain_below
         self._attributes = {track["track_id"]: self._known(track) for track in row["tracks"]}
         for track in row["tracks"]:
             kept = self._attributes[track["track_id"]] if settings.store_attributes else {}
@@ -153,6 +157,7 @@ class _Segment:
             "n_frames": 0,
             "n_interpolated": None,
             "bbox": {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0},
+            "quality": None,
         }
         return place, WindowInput({}, np.zeros((0, 0), np.float32), transcript=cue.text)
 
@@ -172,10 +177,16 @@ class _Segment:
                 | {name: getattr(annotation, name) for name in _TOLD}
                 | {
                     "scores": list(annotation.scores.items()),
+                    "uncertain": self._uncertain(annotation),
                     "model": annotator.name,
                     "model_revision": annotator.revision,
                 }
             )
+
+    def _uncertain(self, annotation: Annotation) -> bool | None:
+        if self._abstain_below is None:
+            return None
+        return annotation.confidence < self._abstain_below
 
     def row(self) -> dict[str, Any]:
         """schema.ANNOTATED_ROW; failed where a model could not take one of its windows."""

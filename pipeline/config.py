@@ -140,6 +140,13 @@ class AnnotatorConfig(_Part):
     compile: bool = Field(
         False, description="compile the vision side with torch.compile; pays on long runs on a GPU"
     )
+    abstain_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="a window whose winning label is less probable than this is marked (column uncertain); "
+        "its scores stay",
+    )
     describe: bool = Field(
         False, description="write an answer in words too (column description); not EmoLLMs"
     )

@@ -19,6 +19,7 @@ from emolake.pipeline.faces.encoding import decode_crop, encode_crop
 from emolake.pipeline.faces.identity import FaceIdentity, persons
 from emolake.pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.quality import Quality, quality_of
 from emolake.pipeline.faces.retinaface_detector import RetinaFaceDetector
 from emolake.pipeline.faces.search import FaceSearch, Look
 from emolake.pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
@@ -205,6 +206,7 @@ class FaceStage:
                         "end_s": window.end_s,
                         "n_interpolated": window.n_interpolated,
                         "bbox": _fractions(window.middle.box, seen.size),
+                        "quality": self._quality(window).row,
                         "n_frames": len(window.sightings),
                         "features": [s.feature.tolist() for s in window.sightings],
                     }
@@ -212,6 +214,15 @@ class FaceStage:
                 )
         dropped = len(tracks) - len(kept)
         return SegmentFaces(track_rows, window_rows, dropped, seen.frames, seen.span_s)
+
+    def _quality(self, window: Window) -> Quality:
+        crops = window.middle.crops
+        return quality_of(
+            [sighting.box for sighting in window.sightings],
+            [sighting.landmarks for sighting in window.sightings],
+            [sighting.score for sighting in window.sightings],
+            decode_crop(crops[0].picture) if crops else None,
+        )
 
     def _views(self, window: Window) -> dict[str, Any]:
         """The window's crops and frames, one list a view."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.faces.align import ARCFACE_TEMPLATE, crop_matrix, cut, transform_points
 from emolake.pipeline.faces.detector import Detections
-from emolake.pipeline.faces.encoding import encode_crop
+from emolake.pipeline.faces.encoding import decode_crop, encode_crop
 from emolake.pipeline.faces.mtcnn import Mtcnn
 from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.quality import quality_of
 from emolake.pipeline.video.frame import Frame
 
 _SIDE = 144  # pixels the picture's short side is brought to: P-Net sees faces from 40 px up
@@ -85,7 +86,8 @@ def still_window(
         faces = [misplaced(face, error, seed) for face in faces]
     middle = len(pictures) // 2
     both = list(zip(pictures, faces, strict=True))
-    crops, frames = [], []
+    crops: list[dict[str, Any]] = []
+    frames = []
     for view in needs.crops:
         shown = [both[middle]] if view.middle_only else both
         cuts = []
@@ -107,6 +109,12 @@ def still_window(
         "end_s": 0.0,
         "n_interpolated": 0,
         "bbox": {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0},
+        "quality": quality_of(
+            [face.boxes[0] for face in faces],
+            [face.landmarks[0] for face in faces],
+            [float(face.scores[0]) for face in faces],
+            decode_crop(crops[0]["pictures"][-1]) if crops else None,
+        ).row,
         "n_frames": len(pictures),
         "crops": crops,
         "frames": frames,

@@ -38,6 +38,14 @@ def _maybe(*fields: tuple[str, pa.DataType]) -> list[pa.Field]:
     return [pa.field(name, kind, nullable=True) for name, kind in fields]
 
 
+QUALITY = pa.struct(
+    [
+        (name, pa.float32())
+        for name in ("face_px", "blur", "brightness", "yaw", "pitch", "roll", "score")
+    ]
+)
+"""See faces.quality.Quality."""
+
 _where_the_model_gives_it = (
     ("description", pa.string()),
     ("action_units", pa.list_(pa.string())),
@@ -45,6 +53,7 @@ _where_the_model_gives_it = (
     ("arousal", pa.float32()),
     ("intensity", pa.float32()),
     ("transcript", pa.string()),
+    ("uncertain", pa.bool_()),
     ("sentiment", pa.int32()),
     ("absent", pa.list_(pa.string())),
 )
@@ -67,6 +76,7 @@ ANNOTATIONS = pa.schema(
         ),
         *_maybe(
             *_where_the_model_gives_it,
+            ("quality", QUALITY),
             ("n_interpolated", pa.int32()),
             ("person_id", pa.int32()),
         ),
@@ -250,6 +260,7 @@ _window = pa.struct(
         ("end_s", pa.float64()),
         ("n_interpolated", pa.int32()),
         ("bbox", _box),
+        ("quality", QUALITY),
         ("n_frames", pa.int32()),
         ("crops", pa.list_(_crops)),
         ("frames", pa.list_(pa.list_(pa.binary()))),
@@ -293,6 +304,7 @@ _annotation = pa.struct(
         ("confidence", pa.float32()),
         ("scores", _scores),
         *_where_the_model_gives_it,
+        ("quality", QUALITY),
         ("model", pa.string()),
         ("model_revision", pa.string()),
     ]
