@@ -1,21 +1,16 @@
-"""One tree of all options: defaults, validation, sources (file, environment, --set), config_hash."""
+"""One tree of all options: defaults, validation, config_hash. `jobs.options` fills it."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emolake.pipeline.errors import UserError
-
-ENVIRONMENT_PREFIX = "EMOLAKE_"
 
 
 class _Part(BaseModel):
@@ -277,47 +272,22 @@ class Config(_Part):
         return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(
-    file: Path | None,
-    settings: Iterable[str] = (),
-    environment: Mapping[str, str] | None = None,
-    **named: str | None,
-) -> Config:
-    """Defaults, then `file` (YAML), then EMOLAKE_<KEY>, then `named` options, then key=value settings.
-
-    A dot in a key is `__` in the environment: EMOLAKE_FACES__MIN_FACE=32. UserError names the key
-    and, where one is unknown, the nearest valid one.
-    """
-    tree = _read_yaml(file) if file is not None else {}
-    for name, value in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            key = name[len(ENVIRONMENT_PREFIX) :].lower().replace("__", ".")
-            _put(tree, key, value, source=name)
-    for key, option in named.items():
-        if option is not None:
-            _put(tree, key, option, source=f"--{key}")
-    _put_settings(tree, settings)
-    return validated(Config, tree, str(file) if file else "configuration")
-
-
-def read_tree(file: Path, settings: Iterable[str]) -> dict[str, Any]:
-    """A YAML file with key=value settings laid over it, not validated yet."""
-    tree = _read_yaml(file)
-    _put_settings(tree, settings)
-    return tree
-
-
 def validated(kind: type[Any], tree: Mapping[str, Any], source: str) -> Any:
     """`tree` as the pydantic model `kind`; the first mistake as one line."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{source}: {_unknown(kind, key)}") from None
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-        raise UserError(f"{source}: {key}: {first['msg']}{given}") from None
+        raise mistake(kind, error, source) from None
+
+
+def mistake(kind: type[BaseModel], error: ValidationError, source: str) -> UserError:
+    """The first of them, as one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{source}: {unknown(kind, key)}")
+    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+    return UserError(f"{source}: {key}: {first['msg']}{given}")
 
 
 def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -332,7 +302,8 @@ def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _unknown(kind: type[BaseModel], key: str) -> str:
+def unknown(kind: type[BaseModel], key: str) -> str:
+    """What to say of a key that no option has: the nearest that one has."""
     known = all_keys(kind)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     if not near:
@@ -340,53 +311,3 @@ def _unknown(kind: type[BaseModel], key: str) -> str:
         near = [k for k in known if k.rpartition(".")[2] == last][:1]
     mend = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
     return f"unknown key {key!r}{mend}"
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"--config {file} is not YAML: {line}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {file} must hold key: value pairs")
-    return tree
-
-
-def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"--set {setting!r} is not key=value; write for example faces.min_face=32"
-            )
-        _put(tree, key.strip(), value, source="--set")
-
-
-def _put(tree: dict[str, Any], key: str, value: str, source: str) -> None:
-    """Sets one value; the parts of a key name keys and, within lists, positions."""
-    *folders, leaf = key.split(".")
-    node: dict[str, Any] | list[Any] = tree
-    for folder in folders:
-        below = node.setdefault(folder, {}) if isinstance(node, dict) else _item(node, folder)
-        if not isinstance(below, dict | list):
-            raise UserError(f"{source}: {key!r} goes through {folder!r}, which is a value")
-        node = below
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError:
-        read = value
-    if isinstance(node, dict):
-        node[leaf] = read
-    elif _item(node, leaf) is not None:
-        node[int(leaf)] = read
-    else:
-        raise UserError(f"{source}: {key!r}: the list has no item {leaf!r}")
-
-
-def _item(items: list[Any], position: str) -> Any:
-    return items[int(position)] if position.isdigit() and int(position) < len(items) else None

@@ -22,7 +22,7 @@ from emolake.jobs.bench.clips import loop_clip, repeated
 from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
 from emolake.jobs.bench.s3 import local_s3
 from emolake.jobs.bench.store import watched_ray
-from emolake.jobs.commands.setup import ChosenModel
+from emolake.jobs.setting import ChosenModel
 from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import Video, find_videos
 from emolake.pipeline.lake.layout import LEDGER, Lake, new_commit_id

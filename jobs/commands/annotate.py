@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, print_json
-from emolake.jobs.commands.progress import Progress, Tally
-from emolake.jobs.commands.setup import Setting, read_setting, read_videos
+from emolake.jobs.progress import Progress, Tally
+from emolake.jobs.setting import Setting, read_setting, read_videos
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import JobFailed, UserError, cannot_write
 from emolake.pipeline.lake.commit import RunStamp

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from emolake.jobs.cli import make_parser
+from emolake.jobs.parser import make_parser
 from emolake.pipeline.config import Config
 
 _HEAD = """# Configuration
@@ -25,7 +25,7 @@ valid one.
 
 _CLI_HEAD = """# Command line
 
-Generated from `jobs/cli.py` by `make docs`. Exit codes: 0 finished, 1 the job failed (the same command
+Generated from `jobs/parser.py` by `make docs`. Exit codes: 0 finished, 1 the job failed (the same command
 resumes), 2 your mistake (nothing was started), 3 more videos failed than
 `limits.max_failed_fraction` allows, 130 interrupted. `--json` prints the result on standard output;
 logs go to standard error.

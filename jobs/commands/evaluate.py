@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from emolake.jobs.cli import print_json
-from emolake.jobs.commands.setup import ChosenModel, model_files, needs_of
-from emolake.pipeline.config import Config, load_config
+from emolake.jobs.options import load_config
+from emolake.jobs.setting import ChosenModel, model_files, needs_of
+from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
 from emolake.pipeline.evaluation.intervals import one_person

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from emolake.jobs.cli import print_json
-from emolake.jobs.commands.setup import Setting, read_setting, read_videos
+from emolake.jobs.setting import Setting, read_setting, read_videos
 from emolake.pipeline.corpus.estimate import Estimate, Prices, Sample, estimate
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import UserError

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from emolake.jobs.cli import EXIT_FAILED, EXIT_INTERRUPTED, print_json
-from emolake.pipeline.config import Config, load_config
+from emolake.jobs.options import load_config
+from emolake.pipeline.config import Config
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.storage.files import parse_options
 

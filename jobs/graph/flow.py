@@ -21,8 +21,8 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from emolake.jobs.commands.setup import Setting
 from emolake.jobs.graph.nodes import check_nodes
+from emolake.jobs.setting import Setting
 from emolake.pipeline.config import Config, ResourcesConfig
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import JobFailed, cannot_write

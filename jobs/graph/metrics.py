@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from emolake.jobs.commands.progress import STAGES, Tally
+from emolake.jobs.progress import STAGES, Tally
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 

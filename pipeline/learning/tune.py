@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ class Tuned:
 
     scores: Scores
     skipped: dict[str, int]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The figures that a user is told."""
+        names = ("war", "uar", "macro_f1", "ece")
+        figures = {name: round(getattr(self.scores, name), 4) for name in names}
+        return {"n": self.scores.n, **figures, "skipped": self.skipped}
 
 
 def prepare(

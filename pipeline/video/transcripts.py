@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import webvtt
 from av.error import FFmpegError
+from webvtt.errors import MalformedFileError
 
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.video.decode import Source, clock_start, container_of
 
 SIDECARS = (".srt", ".vtt")
-_TIMES = re.compile(
-    r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
-)
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 _MOST_BYTES = 16 << 20
 
@@ -44,21 +44,18 @@ def read_transcript(uri: str, transcript_uri: str | None, storage: Storage) -> l
 def parse_cues(text: str) -> list[Cue]:
     """SubRip or WebVTT -> cues in time order, markup removed. ValueError where there is text but no
     cue."""
-    cues = []
-    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").replace("\r", "\n")):
-        lines = block.strip().split("\n")
-        at = next((k for k, line in enumerate(lines) if _TIMES.search(line)), None)
-        if at is None:
-            continue
-        match = _TIMES.search(lines[at])
-        assert match is not None
-        said = " ".join(_MARKUP.sub("", line).strip() for line in lines[at + 1 :]).strip()
-        start_s, end_s = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
-        if said and end_s > start_s:
-            cues.append(Cue(start_s, end_s, said))
-    if not cues and text.strip().removeprefix("WEBVTT").strip():
-        raise ValueError("no SubRip or WebVTT cue in it")
-    return sorted(cues, key=lambda cue: (cue.start_s, cue.end_s))
+    text = text.strip()
+    kind = "vtt" if text.startswith("WEBVTT") else "srt"
+    try:
+        captions = webvtt.from_buffer(io.StringIO(text), format=kind).captions if text else []
+    except MalformedFileError:
+        raise ValueError("no SubRip or WebVTT cue in it") from None
+    cues = [
+        Cue(_seconds(c.start), _seconds(c.end), " ".join(_MARKUP.sub("", c.text).split()))
+        for c in captions
+    ]
+    told = [cue for cue in cues if cue.text and cue.end_s > cue.start_s]
+    return sorted(told, key=lambda cue: (cue.start_s, cue.end_s))
 
 
 def read_subtitles(source: Source) -> list[Cue] | None:
@@ -118,10 +115,7 @@ def _renamed(uri: str, suffix: str) -> str:
     return f"{folder}{slash}{name.rpartition('.')[0] or name}{suffix}"
 
 
-def _seconds(parts: tuple[str | None, ...]) -> float:
-    hours, minutes, seconds, fraction = parts
-    assert minutes is not None
-    assert seconds is not None
-    assert fraction is not None
-    whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
-    return whole + int(fraction) / 10 ** len(fraction)
+def _seconds(timestamp: str) -> float:
+    """Of HH:MM:SS.mmm."""
+    hours, minutes, seconds = timestamp.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

@@ -17,8 +17,9 @@ import pytest
 import ray
 import yaml
 
-from emolake.jobs.cli import make_parser
-from emolake.pipeline.config import Config, load_config
+from emolake.jobs.options import load_config
+from emolake.jobs.parser import make_parser
+from emolake.pipeline.config import Config
 from tests.conftest import ROOT
 from tests.infra.kuberay import RESOURCES
 from tests.infra.kustomize import Manifest, render

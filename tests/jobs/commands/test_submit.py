@@ -17,8 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
-from emolake.jobs.cli import main, make_parser
+from emolake.jobs.cli import main
 from emolake.jobs.commands.submit import annotate_arguments
+from emolake.jobs.parser import make_parser
 from tests.conftest import ROOT, Emolake, read_rows
 
 MEMORY = 150 * 1024 * 1024

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config, load_config
+from emolake.jobs.options import load_config
+from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
 from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan, refuse_other_configuration
 from emolake.pipeline.errors import UserError
