@@ -93,7 +93,8 @@ def _figures(given: Predictions) -> dict[str, float]:
 def _covered(given: Predictions, counts: Counts | None) -> float:
     order = np.argsort(-given.probabilities.max(1), kind="stable")
     times = np.ones(len(order), np.int64) if counts is None else counts[order]
-    kept = np.cumsum(times) <= max(_COVERED * times.sum(), times[0])
+    # However few there are, somebody is answered.
+    kept = np.cumsum(times) <= max(_COVERED * times.sum(), times[times > 0][0])
     return float((given.right[order] * times)[kept].sum() / times[kept].sum())
 
 

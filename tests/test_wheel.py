@@ -1,0 +1,64 @@
+"""What a user installs: one package, that runs among other people's modules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, read_rows
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=280, cwd=cwd
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`bin` of an environment that holds the built wheel; what it depends on is this environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
+    (wheel,) = folder.glob("emolake-*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    run(*pip, "--python", python, "install", "--no-deps", wheel, cwd=folder)
+    (packages,) = (folder / "venv" / "lib").glob("python3*/site-packages")
+    # A plain path: the .pth files of that folder, an editable emolake among them, are not read.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python.parent
+
+
+def test_the_installed_wheel_runs_where_others_have_modules_of_the_same_names(
+    installed: Path, demo_videos: Path, tmp_path: Path
+) -> None:
+    for name in ("pipeline", "actors", "jobs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('not our {name}')\n")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "portrait.mp4").symlink_to(demo_videos / "portrait.mp4")
+    run(installed / "emolake", "annotate", videos, "--output", "out", "--quiet", cwd=tmp_path)
+    rows = read_rows(tmp_path / "out", "annotations")
+    assert {Path(row["uri"]).name for row in rows} == {"portrait.mp4"}
+    where = "import emolake.jobs.cli as cli; print(cli.__file__)"
+    assert str(installed.parent) in run(installed / "python", "-c", where, cwd=tmp_path)
+
+
+def test_nothing_is_installed_outside_the_package(installed: Path) -> None:
+    told = run(
+        *(sys.executable, "-m", "pip", "--python", installed / "python"),
+        *("show", "--files", "emolake"),
+        cwd=installed,
+    )
+    files = [line.strip() for line in told.partition("Files:")[2].splitlines() if line.strip()]
+    assert any(file.startswith("emolake/pipeline/models/embedded/") for file in files)
+    for file in files:
+        assert file.startswith(("emolake/", "emolake-")) or file.endswith("bin/emolake"), file
