@@ -323,8 +323,8 @@ def _evaluate(commands: Any) -> None:
     _storage_option(parser)
     parser.add_argument("--label-set", metavar="NAME", help="labels asked for (default: model's)")
     parser.add_argument(
-        "--corruptions", action="store_true",
-        help="for --data: score the pictures also as films spoil them, a line each",
+        "--corruptions", nargs="?", const="all", metavar="NAME,...",
+        help="for --data: score the pictures also as films spoil them, a line each (all, or those named)",
     )  # fmt: skip
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="page of plots to write, to be read offline"

@@ -55,24 +55,29 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
 def _of_a_table(options: argparse.Namespace) -> dict[str, Any]:
     """Each model on the same labelled media, through the stages of the main job."""
-    names = [name.strip() for name in options.model.split(",")]
-    models = tuple(ChosenModel.of(name) for name in names)
+    corruptions = _corruptions(options.corruptions)
+    models = tuple(ChosenModel.of(name.strip()) for name in options.model.split(","))
     labels = _asked(options, models)
+    _names_apart(models)
     config = _config(options)
     model_files(config, models)
     needs = needs_of(models, config)
     storage = Storage(parse_options(options.storage_options))
     table = LabelledTable.read(options.data, storage)
     rows = _labelled_rows(table, labels)
-    _names_apart(models)
-    samples = _annotated(table, rows, models, config, needs)
+    from emolake.jobs.graph.labelled import running_ray  # Ray; scoring an output does without
+
+    read: dict[str | None, dict[str, list[Sample]]] = {}
+    with running_ray(config.resources):
+        for corruption in (None, *corruptions):
+            read[corruption] = _annotated(table, rows, models, config, needs, corruption)
+    samples = read.pop(None)
     spoilt: dict[str, dict[str, Any]] = {model.config.name: {} for model in models}
-    for corruption in CORRUPTIONS if options.corruptions else ():
-        worse = _annotated(table, rows, models, config, needs, corruption)
+    for corruption, worse in read.items():
         for name, of_model in worse.items():
             figures = scored(of_model, labels)
             kept = ("war", "war_low", "war_high", "uar", "uar_low", "uar_high", "ece", "unreadable")
-            spoilt[name][corruption] = {key: figures[key] for key in kept}
+            spoilt[name][str(corruption)] = {key: figures[key] for key in kept}
     outside = sum(label is not None for label in table.column("label")) - len(rows)
     panel = _panel(table, rows)
     entries = [
@@ -84,6 +89,16 @@ def _of_a_table(options: argparse.Namespace) -> dict[str, Any]:
         for model in models
     ]
     return {"models": entries, "pairs": pairs(samples, labels)}
+
+
+def _corruptions(asked: str | None) -> tuple[str, ...]:
+    if asked is None:
+        return ()
+    names = tuple(CORRUPTIONS) if asked == "all" else tuple(asked.split(","))
+    for name in names:
+        if name not in CORRUPTIONS:
+            raise UserError(f"--corruptions {name}: known are {', '.join(CORRUPTIONS)}, and all")
+    return names
 
 
 def _asked(options: argparse.Namespace, models: tuple[ChosenModel, ...]) -> tuple[str, ...]:
@@ -134,11 +149,11 @@ def _annotated(
     models: tuple[ChosenModel, ...],
     config: Config,
     needs: Needs,
-    corruption: str | None = None,
+    corruption: str | None,
 ) -> dict[str, list[Sample]]:
     """By model, a sample for each of `rows`. What a video shows is the mean over the windows of all its
     faces, each weighted by its length."""
-    from emolake.jobs.graph.labelled import annotated_table  # Ray; scoring an output does without
+    from emolake.jobs.graph.labelled import annotated_table
 
     told: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for number, found in annotated_table(table, config, needs, corruption):

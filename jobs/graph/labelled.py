@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,12 +20,25 @@ from emolake.jobs.graph.flow import (
     pool_sizes,
     start_ray,
 )
-from emolake.pipeline.config import Config, WindowsConfig
+from emolake.pipeline.config import Config, ResourcesConfig, WindowsConfig
 from emolake.pipeline.evaluation.labelled import LabelledTable, Part
 from emolake.pipeline.faces.needs import Needs
 
 _PICTURES_PER_BLOCK = 32
 _WHOLE_VIDEO_S = 86_400.0
+
+
+@contextmanager
+def running_ray(resources: ResourcesConfig) -> Iterator[None]:
+    """The Ray that runs already, or else one for the time being."""
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(resources)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def annotated_table(
@@ -33,14 +47,11 @@ def annotated_table(
     """The row's number and a row of schema.ANNOTATED_ROW, one for each segment of a video and one for a
     picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own. corruption: one of
     evaluation.corruptions by name, done to the table's pictures first."""
-    start_ray(config.resources)
-    try:
+    with running_ray(config.resources):
         pools = pool_sizes(config.resources)
         faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table))
         yield from _by_row(made.select_columns(["video_id", "annotations", "reason", "detail"]))
-    finally:
-        ray.shutdown()
 
 
 def windows_of_table(
@@ -50,12 +61,9 @@ def windows_of_table(
     `frames` frames."""
     windows = WindowsConfig(window_seconds=_WHOLE_VIDEO_S, frames_per_window=frames)
     config = Config(windows=windows)
-    start_ray(config.resources)
-    try:
+    with running_ray(config.resources):
         faces = _faces(table, config, needs, pool_sizes(config.resources))
         yield from _by_row(faces.select_columns(["video_id", "windows", "reason", "detail"]))
-    finally:
-        ray.shutdown()
 
 
 def _faces(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -34,6 +34,7 @@ class Jitter:
 
     rotation: float = math.radians(15)
     log_scale: float = 0.15
+    log_aspect: float = 0.28  # of width to height: archives hold films that were squeezed to fit
     shift: float = 0.08  # of the crop's side
     gamma: float = 0.4  # of its logarithm: dark rooms and bright skies
     contrast: float = 0.3
@@ -51,7 +52,7 @@ class Jitter:
 
 
 STILL = Jitter(
-    rotation=0.0, log_scale=0.0, shift=0.0, gamma=0.0, contrast=0.0, brightness=0.0,
+    rotation=0.0, log_scale=0.0, log_aspect=0.0, shift=0.0, gamma=0.0, contrast=0.0, brightness=0.0,
     erase=0.0, blur=0.0, shrink=0.0, noise=0.0, compress=0.0, speak=0.0,
 )  # fmt: skip
 """Nothing strays."""
@@ -80,11 +81,11 @@ def augmented_clips(
 
     angle, log_scale = moving(jitter.rotation), moving(jitter.log_scale)
     shift = torch.stack([moving(jitter.shift), moving(jitter.shift)], -1) * 2
+    aspect = spread(jitter.log_aspect, batch, 1).expand(-1, frames)
     mirrored = torch.rand(batch, 1, generator=generator) < 0.5
     speech = _speech(batch, frames, jitter.speak, generator)
-    clips = _warp(
-        canvas, landmarks, size, angle, log_scale, shift, mirrored.expand(-1, frames), speech
-    )
+    moves = Moves(angle, log_scale, aspect, shift, mirrored.expand(-1, frames))
+    clips = _warp(canvas, landmarks, size, moves, speech)
     pixels = clips.pixels
     pixels = pixels.clamp(0, 1) ** spread(jitter.gamma, batch, 1, 1, 1, 1).exp()
     gain = 1 + spread(jitter.contrast, batch, 1, 1, 1, 1)
@@ -185,46 +186,51 @@ def _speech(batch: int, frames: int, chance: float, generator: torch.Generator) 
 def plain_clips(canvas: Tensor, landmarks: Tensor, size: int, *, mirrored: bool = False) -> Clips:
     """The aligned view of each canvas (B, T, C, S, S), as the face stage cuts it."""
     zero = torch.zeros(canvas.shape[:2])
-    flip = torch.full(canvas.shape[:2], mirrored)
     shift = torch.zeros(*canvas.shape[:2], 2)
-    return _warp(canvas, landmarks, size, zero, zero, shift, flip, Speech(zero, zero, zero))
+    moves = Moves(zero, zero, zero, shift, torch.full(canvas.shape[:2], mirrored))
+    return _warp(canvas, landmarks, size, moves, Speech(zero, zero, zero))
 
 
-def _warp(
-    canvas: Tensor,
-    landmarks: Tensor,
-    size: int,
-    angle: Tensor,
-    log_scale: Tensor,
-    shift: Tensor,
-    mirrored: Tensor,
-    speech: Speech,
-) -> Clips:
-    """Samples crops; angle, log_scale, mirrored (B, T), shift (B, T, 2) in half crop sides."""
-    batch, frames = angle.shape
+@dataclass(frozen=True)
+class Moves:
+    """How the views of B clips stray from the aligned crop. angle: (B, T) radians; log_scale, log_aspect:
+    (B, T); shift: (B, T, 2) in half crop sides; mirrored: (B, T)."""
+
+    angle: Tensor
+    log_scale: Tensor
+    log_aspect: Tensor
+    shift: Tensor
+    mirrored: Tensor
+
+    def matrix(self) -> Tensor:
+        """(B, T, 2, 3): crop coordinates (-1..1) -> canvas coordinates (-1..1)."""
+        cos, sin, zoom = torch.cos(self.angle), torch.sin(self.angle), torch.exp(self.log_scale)
+        wide, high = torch.exp(self.log_aspect / 2), torch.exp(-self.log_aspect / 2)
+        flip = torch.where(self.mirrored, -1.0, 1.0)
+        rows = [
+            torch.stack([cos * zoom * wide * flip, -sin * zoom * high, self.shift[..., 0]], -1),
+            torch.stack([sin * zoom * wide * flip, cos * zoom * high, self.shift[..., 1]], -1),
+        ]
+        return torch.stack(rows, -2) / FIELD
+
+
+def _each_frame(parts: Moves | Speech) -> list[Tensor]:
+    """As of clips of one frame."""
+    return [getattr(parts, part.name).flatten(0, 1)[:, None] for part in fields(parts)]
+
+
+def _warp(canvas: Tensor, landmarks: Tensor, size: int, moves: Moves, speech: Speech) -> Clips:
+    batch, frames = moves.angle.shape
     if canvas.shape[1] > 1:
-        given = (canvas, landmarks, angle, log_scale, shift, mirrored)
-        each, points, turn, zoomed, moved_by, flipped = (
-            part.flatten(0, 1)[:, None] for part in given
-        )
-        said = Speech(
-            *(part.flatten(0, 1)[:, None] for part in (speech.open, speech.wide, speech.dark))
-        )
-        clips = _warp(each, points, size, turn, zoomed, moved_by, flipped, said)
+        each, points = canvas.flatten(0, 1)[:, None], landmarks.flatten(0, 1)[:, None]
+        still, said = Moves(*_each_frame(moves)), Speech(*_each_frame(speech))
+        clips = _warp(each, points, size, still, said)
         unflat = (batch, frames)
         return Clips(
             clips.pixels[:, 0].unflatten(0, unflat), clips.landmarks[:, 0].unflatten(0, unflat)
         )
     canvas, landmarks = canvas[:, 0], landmarks[:, 0]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    zoom = torch.exp(log_scale)
-    flip = torch.where(mirrored, -1.0, 1.0)
-    # Crop coordinates (-1..1) -> canvas coordinates (-1..1).
-    rows = [
-        torch.stack([cos * zoom * flip, -sin * zoom, shift[..., 0]], -1),
-        torch.stack([sin * zoom * flip, cos * zoom, shift[..., 1]], -1),
-    ]
-    matrix = torch.stack(rows, -2) / FIELD
+    matrix = moves.matrix()
     source = canvas.float().div(255)
     channels, side = source.shape[1], source.shape[2]
     normal = ((landmarks + 0.5) / side * 2 - 1)[:, None, :, :]  # (B, 1, 5, 2)
@@ -232,7 +238,7 @@ def _warp(
     inverse = torch.linalg.inv(matrix[..., :2])
     moved = (centred @ inverse.transpose(-1, -2) + 1) / 2
     order = torch.tensor(MIRRORED_POINTS)
-    moved = torch.where(mirrored[..., None, None], moved[:, :, order], moved)
+    moved = torch.where(moves.mirrored[..., None, None], moved[:, :, order], moved)
     grid, shade = _spoken_grid(moved, speech, size)
     grid = torch.einsum("btij,bthwj->bthwi", matrix[..., :2], grid) + matrix[..., None, None, :, 2]
     # The frames of a clip stand one below the other in one grid, so no canvas is copied per frame.

@@ -1,16 +1,20 @@
 """`emolake evaluate` on pictures, on videos, and on what an output says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from skimage import data
 
 from emolake.jobs.cli import main
 from emolake.pipeline.lake.commit import commit_segments
+from emolake.pipeline.models.catalog import DEFAULT_MODEL, model_folder
 from tests.conftest import read_rows
 from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
 
@@ -53,6 +57,42 @@ def test_pictures_by_their_bytes_and_each_group_apart(
     }
     assert told["by_attribute"]["gender"]["female"]["war"] == 1
     assert "race" not in told["by_attribute"]
+
+
+def test_two_models_on_the_same_pictures_with_votes_and_spoilt(
+    portrait: bytes, tmp_path: Path, capsys
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model_folder(DEFAULT_MODEL), other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"name": "other"}))
+    table = pa.table(
+        {
+            "image": [portrait] * 3,
+            "label": ["happy", "happy", "contempt"],
+            "votes": [[9.0, 1.0], [6.0, 4.0], [0.0, 10.0]],
+            "votes_raw": [[9, 1], [6, 4], [0, 10]],
+        },
+        metadata={"votes_order": "happy,contempt"},
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    page = tmp_path / "page.html"
+    one, two = evaluated(
+        capsys, "--model", f"{DEFAULT_MODEL},{other}", "--data", tmp_path / "t.parquet",
+        "--corruptions", "noise,box_error", "--html", page,
+    )  # fmt: skip
+    assert [entry["model"]["name"] for entry in (one, two)] == [DEFAULT_MODEL, "other"]
+    assert (one["n"], one["outside"], one["war"], one["war_low"]) == (2, 1, 1.0, 1.0)
+    assert one["soft_accuracy"] == 1.0, "what the set has no label for is left out of the votes"
+    assert one["one_person"]["war"] == pytest.approx((0.9 + 0.6) / 2)
+    assert set(one["corruptions"]) == {"noise", "box_error"}
+    assert one["war"] == two["war"]
+    told = page.read_text()
+    assert "other" in told
+    assert "McNemar" in told
+    assert "http://" not in told
+    assert main(["evaluate", "--data", str(tmp_path / "t.parquet"), "--corruptions", "rust"]) == 2
+    assert "known are jpeg_20" in capsys.readouterr().err
 
 
 def test_videos_and_pictures_by_uri(

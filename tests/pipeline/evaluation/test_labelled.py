@@ -66,8 +66,12 @@ def test_media_of_every_kind(tmp_path: Path) -> None:
     assert table.attributes()[0] == {"age": "31"}
     labels = ("fear", "happiness", "sadness")
     assert table.label_indices(labels) == [1, 1, 2, 2, 0, 0, 0]
-    with pytest.raises(UserError, match="label 'fear' is not in the label set"):
-        table.label_indices(labels[1:])
+    assert table.label_indices(labels[1:]) == [0, 0, 1, 1, None, None, None], (
+        "fear is of other sets"
+    )
+    bored = LabelledTable(table.uri, pa.table({"label": ["bored"]}), ("label",), ())
+    with pytest.raises(UserError, match="label 'bored' is not in the label set"):
+        bored.label_indices(labels)
 
 
 @pytest.mark.parametrize(
