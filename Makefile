@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED) ## make a small corpus, annotate it with the embedded model, show the result
-	$(BIN)/python -m emolake.jobs.commands.demo demo
+	$(BIN)/python -m emolake.jobs.demo demo
 
 test: lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest
@@ -34,7 +34,7 @@ format: $(INSTALLED) ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 docs: $(INSTALLED) ## write docs/configuration.md and docs/cli.md anew
-	$(BIN)/python -m emolake.jobs.commands.docs docs
+	$(BIN)/python -m emolake.jobs.docs docs
 
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
 	$(BIN)/emolake bench faces

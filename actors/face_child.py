@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import failed_segment, without_faces
-from emolake.pipeline.errors import VideoError
+from emolake.pipeline.errors import VideoError, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW
 from emolake.pipeline.storage.files import Storage, is_local
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         worker = _Worker(settings)
     except Exception as error:
-        connection.send_bytes(" ".join(str(error).split())[:500].encode())
+        connection.send_bytes(in_a_line(error, 500).encode())
         return
     connection.send_bytes(b"ready")
     while True:
@@ -182,8 +182,10 @@ class _Worker:
             cues = read_transcript(uri, segment["transcript_uri"], self.storage)
             cues = read_subtitles(self._source(uri)) if cues is None else cues
         except (OSError, ValueError) as error:
-            words = " ".join(str(error).split())[:200]
-            return {"cues": None, "detail": f"its transcript cannot be read: {words}"}
+            return {
+                "cues": None,
+                "detail": f"its transcript cannot be read: {in_a_line(error, 200)}",
+            }
         inside = [cue for cue in cues or () if cue.start_s < end_s and cue.end_s > start_s]
         return {"cues": None if cues is None else [asdict(cue) for cue in inside]}
 
@@ -226,7 +228,7 @@ class _Meter:
 
 def _told(error: Exception) -> dict[str, str]:
     """reason and detail of whatever went wrong with a video."""
-    words = " ".join(str(error).split())[:300]
+    words = in_a_line(error, 300)
     if isinstance(error, VideoError):
         return {"reason": error.reason, "detail": error.detail}
     if isinstance(error, MemoryError) or "allocate memory" in words:

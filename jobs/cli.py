@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
-from emolake.jobs.parser import make_parser
+from emolake.jobs.parser import Options, make_parser
 from emolake.pipeline.errors import EmolakeError, UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -22,10 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
     try:
-        options = make_parser().parse_args(arguments)
-        command = importlib.import_module(f"emolake.jobs.commands.{options.module}")
+        words = sys.argv[1:] if arguments is None else arguments
+        called = [word for word in words if not word.startswith("-")][:1]
+        options = make_parser(called).parse_args(words)
         with _results_alone(getattr(options, "json", False)):
-            code: int = getattr(command, options.function)(options)
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -100,3 +100,13 @@ def print_json(value: Any) -> None:
     stream = _results or sys.stdout
     json.dump(value, stream, indent=2, default=str)
     stream.write("\n")
+
+
+def tell(options: Options, result: Any, *lines: str) -> int:
+    """What a command came to: as JSON where that was asked for, else in lines. Exit code 0."""
+    if options.json:
+        print_json(result)
+    else:
+        for line in lines:
+            print(line)
+    return 0

@@ -13,12 +13,14 @@ import yaml
 from pydantic import ValidationError
 
 from emolake.pipeline.config import Config, all_keys, mistake, unknown
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 
 PREFIX = "EMOLAKE_"
 TRACEBACK = "EMOLAKE_TRACEBACK"
 """Set, a failure that is no mistake of the user's shows where it came from."""
-_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_OF_A_SERVICE = re.compile(
+    r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
+)
 """What Kubernetes puts into a pod's environment of a Service that is called emolake, or emolake-..."""
 
 
@@ -66,9 +68,11 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **named: str | 
 def _check_environment() -> None:
     """A variable of ours that names no option is a mistake, unless Kubernetes has put it there."""
     keys = {PREFIX + key.upper().replace(".", "__") for key in all_keys(Config)} | {TRACEBACK}
-    for name in sorted(os.environ):
+    for name, value in sorted(os.environ.items()):
         rest = name.removeprefix(PREFIX)
-        if rest != name and name.upper() not in keys and not _OF_A_SERVICE.fullmatch(rest):
+        if rest == name or name.upper() in keys:
+            continue
+        if not _OF_A_SERVICE.fullmatch(f"{rest}={value}"):
             raise UserError(f"{name}: {unknown(Config, rest.lower().replace('__', '.'))}")
 
 
@@ -85,13 +89,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"--config {file} is not YAML: {line}") from None
+        raise UserError(f"--config {file} is not YAML: {in_a_line(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"--config {file} must hold key: value pairs")
-    return tree
+    return {str(key): value for key, value in tree.items()}
 
 
 def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import time
@@ -11,15 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from emolake.jobs.options import load_config
+from emolake.jobs.parser import Options
 from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
-from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan, refuse_other_configuration
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.brought import checkpoint_file, identity_models
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_shards
-from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.models.catalog import model_folder, model_revision
 from emolake.pipeline.models.config import ModelConfig, read_config
 from emolake.pipeline.storage.files import Storage, parse_options
@@ -75,8 +73,9 @@ class Setting:
         try:
             return ledger_shards(self.lake)
         except OSError as error:
-            words = " ".join(str(error).split())[:300]
-            raise UserError(f"output {self.lake.uri} cannot be read: {words}") from None
+            raise UserError(
+                f"output {self.lake.uri} cannot be read: {in_a_line(error, 300)}"
+            ) from None
 
 
 def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
@@ -87,8 +86,9 @@ def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
     return needs
 
 
-def read_setting(options: argparse.Namespace) -> Setting:
+def read_setting(options: Options) -> Setting:
     """Config, model and output of the common options; UserError for any mistake in them."""
+    asked = Asked(options.reprocess, options.retry_failed, _since(options.since))
     config = load_config(
         options.config, options.settings, model=options.model, corpus=options.corpus
     )
@@ -105,7 +105,7 @@ def read_setting(options: argparse.Namespace) -> Setting:
         files=model_files(config, models),
         storage=storage,
         lake=Lake.at(options.output, storage),
-        asked=Asked(options.reprocess, options.retry_failed, _since(options.since)),
+        asked=asked,
     )
 
 
@@ -164,11 +164,3 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
 def _content_hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_videos(options: argparse.Namespace, storage: Storage) -> Shards:
-    """The videos of the input, as they were mentioned (schema.LISTED_ROW)."""
-    videos = Shards(LISTED_ROW)
-    for some in find_videos(options.input, storage):
-        videos.add(some)
-    return videos

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from emolake.pipeline.errors import UserError
 
@@ -290,15 +291,15 @@ def mistake(kind: type[BaseModel], error: ValidationError, source: str) -> UserE
     return UserError(f"{source}: {key}: {first['msg']}{given}")
 
 
-def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of every leaf option."""
-    keys: list[str] = []
+def all_keys(kind: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every leaf option by its dotted name."""
+    keys: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += all_keys(inner, f"{prefix}{name}.")
+            keys |= all_keys(inner, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
+            keys[prefix + name] = field
     return keys
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 Reason = Literal[
     "not_found",
@@ -17,7 +17,6 @@ Reason = Literal[
     "model_error",
     "storage_error",
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 
 PASSING_REASONS: frozenset[str] = frozenset(
     {"timeout", "out_of_memory", "storage_error", "model_error", "decoder_crashed"}
@@ -49,7 +48,6 @@ class VideoError(EmolakeError):
         return VideoError, (self.reason, self.detail)
 
 
-def cannot_write(output: str, error: OSError) -> str:
-    """One line for an output that stopped taking writes in mid-run."""
-    words = " ".join(str(error).split())[:200]
-    return f"output {output} cannot be written: {words}; mend it, the same command resumes"
+def in_a_line(told: object, most: int | None = None) -> str:
+    """What others say in many lines, as the first `most` characters of one."""
+    return " ".join(str(told).split())[:most]

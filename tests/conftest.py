@@ -59,7 +59,7 @@ def fer2013() -> Path:
 @pytest.fixture(scope="session")
 def demo_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's corpus: portrait, pan_away, no_face and damaged, a few seconds each."""
-    from emolake.jobs.commands.demo import make_corpus
+    from emolake.jobs.demo import make_corpus
 
     folder = tmp_path_factory.mktemp("demo") / "videos"
     make_corpus(folder)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from emolake.jobs.parser import COMMANDS
 from tests.conftest import ROOT
 
 SHARED_BY_ALL = {"config", "errors", "labels"}
@@ -62,3 +65,17 @@ def test_every_import_of_ours_names_the_installed_package() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             bare = {i for i in imports(path) if i.split(".")[0] in ("pipeline", "actors", "jobs")}
             assert not bare, path
+
+
+def test_a_file_of_the_commands_is_a_command_and_each_command_has_its_file() -> None:
+    files = {path.stem for path in (ROOT / "jobs" / "commands").glob("*.py")} - {"__init__"}
+    assert files == COMMANDS.keys()
+
+
+def test_help_starts_without_what_a_command_works_with() -> None:
+    code = "import sys; from emolake.jobs.parser import make_parser; make_parser(()); print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    heavy = {"pydantic", "yaml", "fsspec", "numpy", "pyarrow", "ray", "torch", "av", "rich"}
+    assert not heavy & set(told.stdout.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,10 +13,13 @@ import pytest
 
 from tests.conftest import ROOT, read_rows
 
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "emolake", "pipeline", "actors", "jobs")
+
 
 def run(*command: object, cwd: Path) -> str:
+    apart = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=280, cwd=cwd
+        list(map(str, command)), capture_output=True, text=True, timeout=280, cwd=cwd, env=apart
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -25,7 +30,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`bin` of an environment that holds the built wheel; what it depends on is this environment's."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT, cwd=folder)
+    source = folder / "source"  # where no build of an earlier day lies
+    source.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True)
+        else:
+            shutil.copy(ROOT / name, source)
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    run(*pip, *build, source, cwd=folder)
     (wheel,) = folder.glob("emolake-*.whl")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
@@ -62,3 +75,8 @@ def test_nothing_is_installed_outside_the_package(installed: Path) -> None:
     assert any(file.startswith("emolake/pipeline/models/embedded/") for file in files)
     for file in files:
         assert file.startswith(("emolake/", "emolake-")) or file.endswith("bin/emolake"), file
+
+
+@pytest.mark.parametrize("module", ["jobs", "emolake.jobs"])
+def test_in_a_checkout_the_folder_of_the_jobs_is_the_command_line(module: str) -> None:
+    assert run(sys.executable, "-m", module, "--version", cwd=ROOT).startswith("emolake ")

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from emolake.jobs.commands.demo import make_corpus
+from emolake.jobs.demo import make_corpus
 from emolake.pipeline.corpus.listing import VIDEO_SUFFIXES
 from emolake.pipeline.errors import UserError, VideoError
 

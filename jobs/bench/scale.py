@@ -88,7 +88,7 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
             video = Video(str(folder / f"{k:07d}{clip.suffix}"), size, "1")
             uris.append(video.uri)
             if k >= done:
-                os.symlink(clip.resolve(), video.uri)
+                Path(video.uri).symlink_to(clip.resolve())
                 continue
             rows.append(
                 {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import re
 import secrets
@@ -11,30 +9,28 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
-from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, print_json
+from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, tell
+from emolake.jobs.parser import Options, Parser, input_options, run_id_option
 from emolake.jobs.progress import Progress, Tally
-from emolake.jobs.setting import Setting, read_setting, read_videos
+from emolake.jobs.setting import Setting, read_setting
+from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import JobFailed, UserError, cannot_write
+from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
 from emolake.pipeline.lake.iceberg import open_catalog, publish
-from emolake.pipeline.lake.layout import RUNS, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
-from emolake.pipeline.lake.recovery import remove_orphans, remove_stale_rows
-from emolake.pipeline.storage.files import write_whole
+from emolake.pipeline.lake.recovery import recover, tidy
+from emolake.pipeline.lake.runs import refuse_other_run, write_run
+from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
-
-if TYPE_CHECKING:
-    from pyiceberg.catalog import Catalog
 
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
 
@@ -42,87 +38,60 @@ _RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed):
 """What an actor that could not start said, within the pages that Ray wraps it in."""
 
 
-def annotate_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    input_options(parser)
+    run_id_option(parser)
+    parser.flag("--quiet", "no progress on standard error")
+    parser.calls(
+        run, "emolake annotate s3://archive/2024/ --output s3://lake/emotions --corpus news"
+    )
+
+
+def run(options: Options) -> int:
     before = ours()
-    setting = read_setting(options)
     run_id = _run_id(options.run_id)
-    videos = read_videos(options, setting.storage)
+    setting = read_setting(options)
+    videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
     setting.refuse_other_configuration()
-    _refuse_other_config(setting, run_id)
-    catalog = _catalog(setting)
+    refuse_other_run(setting.lake, run_id, setting.config_hash)
+    iceberg, catalog = setting.config.iceberg, None
+    if iceberg.catalog:
+        catalog = open_catalog(iceberg.catalog, setting.lake, setting.storage.options)
     started = datetime.now(UTC)
     run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
     try:
         lease = Lease.acquire(setting.lake, run_id)
     except OSError as error:
-        words = " ".join(str(error).split())[:300]
-        raise UserError(f"output {setting.lake.uri} cannot be written: {words}") from None
+        raise UserError(
+            f"output {setting.lake.uri} cannot be written: {in_a_line(error, 300)}"
+        ) from None
     with Progress(0, quiet=options.quiet) as progress:
         progress.tally.driver_before = before
         try:
             result = _run(setting, run, videos, lease.fence, progress)
-            record = json.dumps(result, indent=2, default=str).encode()
-            write_whole(setting.lake.fs, setting.lake.path(RUNS, run_id, "run.json"), record)
+            write_run(setting.lake, result)
             if catalog is not None:
-                publish(
-                    setting.lake, catalog, setting.config.iceberg.namespace, run_id, lease.fence
-                )
+                publish(setting.lake, catalog, iceberg.namespace, run_id, lease.fence)
         except OSError as error:
-            raise JobFailed(cannot_write(setting.lake.uri, error)) from error
+            raise JobFailed(setting.lake.cannot_write(error)) from error
         finally:
             lease.release()
             if sys.exception() is not None:
-                _tidy(setting.lake, run_id)
-    if options.json:
-        print_json(result)
-    else:
-        print(_summary(result))
+                tidy(setting.lake, run_id)
+    code = tell(options, result, _summary(result))
     failed, total = result["videos"]["failed"], result["videos"]["total"]
     tried = total - result["videos"]["skipped"]
     if tried and failed / tried > setting.config.limits.max_failed_fraction:
         print(f"emolake: {failed} of {tried} videos failed", file=sys.stderr)
         return EXIT_TOO_MANY_FAILED
-    return 0
-
-
-def _refuse_other_config(setting: Setting, run_id: str) -> None:
-    """A run id stands for one configuration: rows are traced by it."""
-    path = setting.lake.path(RUNS, run_id, "run.json")
-    if not setting.lake.fs.exists(path):
-        return
-    before = json.loads(setting.lake.fs.cat_file(path))["config_hash"]
-    if before != setting.config_hash:
-        raise UserError(
-            f"--run-id {run_id} was a run of another configuration ({before}); choose another id"
-        )
-
-
-def _catalog(setting: Setting) -> Catalog | None:
-    name = setting.config.iceberg.catalog
-    return open_catalog(name, setting.lake, setting.storage.options) if name else None
-
-
-def _tidy(lake: Lake, run_id: str) -> None:
-    """Removes what a failed run left half written, unless another run has the output: it does then.
-
-    The new lease comes first. It fences off any write task that still goes on somewhere, so that no
-    commit ends whose data is being removed.
-    """
-    with suppress(UserError, OSError):
-        lease = Lease.acquire(lake, run_id)
-        try:
-            remove_orphans(lake)
-        finally:
-            lease.release()
+    return code
 
 
 def _run(
     setting: Setting, run: RunStamp, videos: Shards, fence: Fence, progress: Progress
 ) -> dict[str, Any]:
     clock = time.monotonic()
-    remove_orphans(setting.lake)
-    # What a killed run left half replaced is finished before it is planned on.
-    remove_stale_rows(setting.lake, fence)
+    recover(setting.lake, fence)
     plan = setting.plan(videos)
     progress.total = plan.todo.num_rows
     progress.tally.started = time.monotonic()
@@ -133,8 +102,7 @@ def _run(
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
         _annotate(setting, run, plan, fence, progress)
-        remove_orphans(setting.lake)
-        remove_stale_rows(setting.lake, fence)
+        recover(setting.lake, fence)
     else:
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
     return _result(setting, run, plan, progress, time.monotonic() - clock)
@@ -181,8 +149,9 @@ def _annotate(
 def _result(
     setting: Setting, run: RunStamp, plan: Plan, progress: Progress, wall_seconds: float
 ) -> dict[str, Any]:
+    ledger = setting.ledger()
     count = Counter[str]()
-    for todo, rows in together(plan.todo, setting.ledger()):
+    for todo, rows in together(plan.todo, ledger):
         tried = rows.filter(pc.is_in(rows["video_id"], todo["video_id"]))
         states = video_states(newest_versions(ledger_of(tried).rows))
         count.update(state.state for state in states.values())

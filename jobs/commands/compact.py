@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 
-from emolake.jobs.cli import print_json
-from emolake.pipeline.errors import JobFailed, UserError, cannot_write
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import LEDGER, Lake
 from emolake.pipeline.lake.lease import Lease
@@ -15,7 +15,14 @@ from emolake.pipeline.storage.files import Storage, parse_options
 _MEGABYTE = 1 << 20
 
 
-def compact_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    output_argument(parser)
+    parser.option("--target-mb", "MB", "size of a file to aim at", type=int, default=256)
+    storage_option(parser)
+    parser.calls(run, "emolake compact s3://lake/emotions")
+
+
+def run(options: Options) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
     if options.target_mb < 1:
         raise UserError(f"--target-mb {options.target_mb} must be at least 1")
@@ -29,11 +36,8 @@ def compact_command(options: argparse.Namespace) -> int:
         finally:
             lease.release()
     except OSError as error:
-        raise JobFailed(cannot_write(lake.uri, error)) from error
+        raise JobFailed(lake.cannot_write(error)) from error
     seconds = round(time.monotonic() - started, 2)
     told = {"files_before": done.files_before, "files_after": done.files_after, "seconds": seconds}
-    if options.json:
-        print_json({"output": lake.uri} | told)
-    else:
-        print(f"{lake.uri}: {done.files_before} files -> {done.files_after} in {seconds} s")
-    return 0
+    line = f"{lake.uri}: {done.files_before} files -> {done.files_after} in {seconds} s"
+    return tell(options, {"output": lake.uri} | told, line)

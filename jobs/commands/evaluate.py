@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from emolake.jobs.cli import print_json
 from emolake.jobs.options import load_config
+from emolake.jobs.parser import Options, Parser, storage_option
 from emolake.jobs.setting import ChosenModel, model_files, needs_of
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
@@ -28,7 +29,45 @@ from emolake.pipeline.lake.reading import read_annotations
 from emolake.pipeline.storage.files import Storage, parse_options
 
 
-def evaluate_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    parser.option(
+        "--model",
+        "M,...",
+        "name or folder; several are read in one pass and compared",
+        default="emo-llama-tiny",
+    )
+    parser.option(
+        "--data",
+        "FILE",
+        "Parquet, CSV or JSONL with label, and image, uri or frames; a file or fsspec URI",
+    )
+    parser.option("--output", "OUTPUT", "score what stands there instead")
+    parser.option(
+        "--labels",
+        "FILE",
+        "for --output: Parquet or CSV with uri (or file name), label, and maybe start_s, end_s",
+        type=Path,
+    )
+    parser.option("--reading", "MODEL", "for --output: whose rows, where several models wrote")
+    storage_option(parser)
+    parser.option("--label-set", "NAME", "labels asked for (default: model's)")
+    parser.option(
+        "--corruptions",
+        "NAME,...",
+        "for --data: score the pictures also as films spoil them, a line each (all, or those named)",
+        nargs="?",
+        const="all",
+    )
+    parser.option("--html", "FILE", "page of plots to write, to be read offline", type=Path)
+    parser.pairs(
+        "--set",
+        "for --data: one option, for example annotator.precision=bfloat16; repeatable",
+        "settings",
+    )
+    parser.calls(run, "emolake evaluate --model emo-llama-tiny --data fer2013_valid.parquet")
+
+
+def run(options: Options) -> int:
     if (options.output is None) == (options.data is None):
         raise UserError("give --data FILE to score a model, or --output OUTPUT with --labels FILE")
     if options.corruptions and options.data is None:
@@ -53,7 +92,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _of_a_table(options: argparse.Namespace) -> dict[str, Any]:
+def _of_a_table(options: Options) -> dict[str, Any]:
     """Each model on the same labelled media, through the stages of the main job."""
     corruptions = _corruptions(options.corruptions)
     models = tuple(ChosenModel.of(name.strip()) for name in options.model.split(","))
@@ -101,7 +140,7 @@ def _corruptions(asked: str | None) -> tuple[str, ...]:
     return names
 
 
-def _asked(options: argparse.Namespace, models: tuple[ChosenModel, ...]) -> tuple[str, ...]:
+def _asked(options: Options, models: tuple[ChosenModel, ...]) -> tuple[str, ...]:
     sets = {options.label_set or model.config.label_set for model in models}
     if len({label_set(name) for name in sets}) > 1:
         raise UserError(
@@ -224,7 +263,7 @@ def _signed(pair: Mapping[str, Any], name: str) -> str:
     return f"{pair[name]:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def _config(options: argparse.Namespace) -> Config:
+def _config(options: Options) -> Config:
     """Options of the stages that the models are scored through."""
     settings = list(options.settings)
     if options.label_set is not None:
@@ -232,7 +271,7 @@ def _config(options: argparse.Namespace) -> Config:
     return load_config(None, settings, model=options.model)
 
 
-def _of_an_output(options: argparse.Namespace) -> dict[str, Any]:
+def _of_an_output(options: Options) -> dict[str, Any]:
     """An annotated output: each label against the windows that its span overlaps."""
     if options.labels is None:
         raise UserError("--output needs --labels FILE: a Parquet or CSV with uri and label")
@@ -260,7 +299,7 @@ _GIVEN = ("scores", "description", "action_units", "valence", "arousal", "intens
 _NUMBERS = ("valence", "arousal", "intensity", "sentiment")
 
 
-def _windows_by_video(options: argparse.Namespace) -> Windows:
+def _windows_by_video(options: Options) -> Windows:
     """One reading a window: of the model that was asked for, or the first."""
     key = ("video_id", "uri", "segment", "track_id", "window", "start_s", "end_s", "model")
     table = read_annotations(
@@ -293,7 +332,7 @@ def _clipped(windows: Windows, row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _answers(options: argparse.Namespace, of_video: Windows) -> dict[str, Any]:
+def _answers(options: Options, of_video: Windows) -> dict[str, Any]:
     """Metrics of the further columns that the labels have: action units, numbers, sentences. Of
     several windows the longest in the span speaks; numbers are the mean by length."""
     from emolake.pipeline.evaluation.answer_metrics import AU_SETS, action_unit_f1, pearson, rouge_l

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from emolake.jobs.cli import print_json
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError, VideoError
 from emolake.pipeline.presentation.export.overlay import write_stills, write_video
 from emolake.pipeline.presentation.export.story import Story, read_story
@@ -17,7 +17,22 @@ from emolake.pipeline.video.decode import Source
 _TEXTS: dict[str, Callable[[Story], str]] = {"csv": as_csv, "elan": as_elan, "vtt": as_vtt}
 
 
-def export_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    output_argument(parser)
+    parser.option("name", "VIDEO", "uri, file name, or start of a video_id")
+    for option, what in {
+        "--video": "the video with boxes, tracks and emotions drawn in, sound kept",
+        "--csv": "a row a window",
+        "--elan": "tiers for ELAN (.eaf)",
+        "--vtt": "WebVTT cues",
+    }.items():
+        parser.option(option, "FILE", what, type=Path)
+    parser.option("--frames", "DIR", "a drawn still at the middle of each window", type=Path)
+    storage_option(parser)
+    parser.calls(run, "emolake export out/ interview.mp4 --video drawn.mp4 --elan interview.eaf")
+
+
+def run(options: Options) -> int:
     asked = {name: getattr(options, name) for name in ("video", "frames", *_TEXTS)}
     if not any(asked.values()):
         raise UserError("export to what? give --video, --frames, --csv, --elan or --vtt")
@@ -37,12 +52,8 @@ def export_command(options: argparse.Namespace) -> int:
             told["frames"] = str(options.frames)
     except VideoError as error:
         raise UserError(f"{story.uri} cannot be read any more: {error}") from None
-    if options.json:
-        print_json(told)
-    else:
-        written = ", ".join(str(path) for path in asked.values() if path is not None)
-        print(f"{story.name}: {len(story.faces)} faces -> {written}")
-    return 0
+    written = ", ".join(str(path) for path in asked.values() if path is not None)
+    return tell(options, told, f"{story.name}: {len(story.faces)} faces -> {written}")
 
 
 def _write(option: str, path: Path, text: str) -> None:

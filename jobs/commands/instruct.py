@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -13,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from emolake.jobs.cli import print_json
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.learning.records.sources import SOURCES, Item, read_items
@@ -28,7 +28,42 @@ _FACE, _MARGIN = 336, 0.4  # pixels, and border round ArcFace's crop: what a mod
 _SAID_EVERY_S = 15.0
 
 
-def instruct_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    parser.add_argument(
+        "set", choices=tuple(SOURCES), help="how the set is laid out; table: one of your own"
+    )
+    parser.option("source", "SOURCE", "its folder, or the table's file", type=Path)
+    parser.option("--output", "FILE", ".parquet or .jsonl to write", required=True, type=Path)
+    parser.add_argument("--split", default="train", help="train, valid or test")
+    parser.option("--fold", "N", "dfew, mafw: which of five", type=int, default=1)
+    parser.option("--label-set", "NAME", "labels asked for (default: the set's)")
+    parser.option(
+        "--kind", "KIND,...", "label, reason, description: records an example", default="label"
+    )
+    parser.option("--templates", "FILE", "questions and answers (YAML)", type=Path)
+    parser.option("--seed", "N", "of the choice of templates", type=int, default=0)
+    parser.option("--limit", "N", "so many examples at most", type=int)
+    parser.option(
+        "--endpoint",
+        "URL",
+        "OpenAI-compatible API whose model writes the descriptions; it is sent the faces' pictures",
+    )
+    parser.option("--endpoint-model", "NAME", "the model's name there")
+    parser.option("--api-key-env", "NAME", "variable that holds the key", default="OPENAI_API_KEY")
+    parser.option("--concurrency", "N", "requests at a time", type=int, default=8)
+    parser.option("--requests-per-minute", "N", "so many at most (default: no limit)", type=float)
+    parser.option("--timeout", "S", "of one request", type=float, default=60.0)
+    parser.option("--retries", "N", "of a failed request", type=int, default=5)
+    parser.option(
+        "--attempts", "N", "for an answer that agrees with the label", type=int, default=3
+    )
+    parser.option("--token-prices", "IN,OUT", "of a million tokens read and written")
+    parser.calls(
+        run, "emolake instruct raf-db RAF-DB/ --split train --kind reason --output raf.parquet"
+    )
+
+
+def run(options: Options) -> int:
     check_name(options.output)
     named = options.label_set or SOURCES[options.set].labels
     if named is None:
@@ -56,19 +91,16 @@ def instruct_command(options: argparse.Namespace) -> int:
     return _tell(options, counts)
 
 
-def _tell(options: argparse.Namespace, counts: dict[str, Any]) -> int:
+def _tell(options: Options, counts: dict[str, Any]) -> int:
     result = {"output": str(options.output), **counts}
-    if options.json:
-        print_json(result)
-    else:
-        print(f"{options.output}: {counts['records']} records of {counts['items']} examples")
-        for reason, count in counts["left_out"].items():
-            print(f"  left out: {count} ({reason})")
+    line = f"{options.output}: {counts['records']} records of {counts['items']} examples"
+    left = (f"  left out: {count} ({reason})" for reason, count in counts["left_out"].items())
+    code = tell(options, result, line, *left)
     if counts.get("unanswered"):
         raise JobFailed(
             f"{counts['unanswered']} examples have no answer; the same command asks for them again"
         )
-    return 0
+    return code
 
 
 def _kinds(given: str) -> tuple[Kind, ...]:
@@ -79,9 +111,7 @@ def _kinds(given: str) -> tuple[Kind, ...]:
     return kinds  # type: ignore[return-value]
 
 
-def _usable(
-    options: argparse.Namespace, labels: tuple[str, ...]
-) -> tuple[list[Item], Counter[str]]:
+def _usable(options: Options, labels: tuple[str, ...]) -> tuple[list[Item], Counter[str]]:
     """Examples with a label of the set and media that are there; why the others are none."""
     items: list[Item] = []
     left_out: Counter[str] = Counter()
@@ -105,12 +135,12 @@ def _useless(
     if item.label not in labels:
         return "unknown label"
     uri, frames = item.media.get("uri"), item.media.get("frames")
-    there = frames or item.media.get("image") or (uri and ("://" in uri or os.path.exists(uri)))
+    there = frames or item.media.get("image") or (uri and ("://" in uri or Path(uri).exists()))
     return None if there else "no media"
 
 
 def _described(
-    options: argparse.Namespace, items: list[Item], labels: tuple[str, ...], templates: Templates
+    options: Options, items: list[Item], labels: tuple[str, ...], templates: Templates
 ) -> dict[str, Any]:
     """Asks for what the journal has no answer to yet, then writes the records."""
     endpoint, prices = _endpoint(options), _token_prices(options)
@@ -159,7 +189,7 @@ def _described(
     return counts
 
 
-def _endpoint(options: argparse.Namespace) -> Endpoint:
+def _endpoint(options: Options) -> Endpoint:
     from emolake.pipeline.learning.records.endpoint import Endpoint, EndpointConfig
 
     if options.endpoint_model is None:
@@ -185,7 +215,7 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     return Endpoint(config)
 
 
-def _token_prices(options: argparse.Namespace) -> tuple[float, float] | None:
+def _token_prices(options: Options) -> tuple[float, float] | None:
     """Of a million tokens, read and written."""
     if options.token_prices is None:
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from emolake.jobs.cli import EXIT_FAILED, print_json
+from emolake.jobs.cli import EXIT_FAILED, tell
+from emolake.jobs.parser import Options, Parser, add_command
 from emolake.pipeline.models.catalog import (
     CARD,
     CONFIG,
@@ -21,29 +22,52 @@ from emolake.pipeline.models.catalog import (
 from emolake.pipeline.models.config import read_config
 
 
-def list_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = add_command(actions, "list", "list the embedded models")
+    listing.calls(list_command, "emolake models list")
+    show = add_command(actions, "show", "show a model's card and sizes")
+    show.option("name", "NAME", "embedded model or model folder")
+    show.calls(show_command, "emolake models show emo-llama-tiny")
+    convert = add_command(actions, "convert", "turn a published checkpoint into a model folder")
+    convert.option("source", "SRC", "the published folder or file", type=Path)
+    convert.add_argument(
+        "--family", required=True, choices=("llama-vid", "emola", "emotion-llama"),
+        help="whose layout it is",
+    )  # fmt: skip
+    convert.option("--output", "DIR", "new folder", required=True, type=Path)
+    convert.option("--base", "DIR", "language model's folder, where SRC is an adapter", type=Path)
+    convert.option("--vision", "PATH", "the vision tower's file or folder, if apart", type=Path)
+    convert.option(
+        "--question-tokenizer", "PATH", "llama-vid: the Q-Former's (bert-base-uncased)", type=Path
+    )
+    convert.calls(
+        convert_command,
+        "emolake models convert --family llama-vid llama-vid-7b/ --vision eva_vit_g.pth --output DIR",
+    )
+    verify = add_command(
+        actions, "verify", "compare our arithmetic with a published implementation's golden case"
+    )
+    verify.option("case", "CASE_DIR", "folder of the case", type=Path)
+    verify.calls(verify_command, "emolake models verify golden/llamavid_a")
+
+
+def list_command(options: Options) -> int:
     told = [_about(name) for name in embedded_models()]
-    if options.json:
-        print_json(told)
-        return 0
-    for model in told:
-        mark = " (default)" if model["name"] == DEFAULT_MODEL else ""
-        print(
-            f"{model['name']}{mark}  {model['family']}  revision {model['revision']}  "
-            f"{model['megabytes']:.1f} MB  labels {', '.join(model['labels'])}"
-        )
-    return 0
+    lines = (
+        f"{model['name']}{' (default)' if model['name'] == DEFAULT_MODEL else ''}  {model['family']}  "
+        f"revision {model['revision']}  {model['megabytes']:.1f} MB  labels {', '.join(model['labels'])}"
+        for model in told
+    )
+    return tell(options, told, *lines)
 
 
-def show_command(options: argparse.Namespace) -> int:
+def show_command(options: Options) -> int:
     folder = model_folder(options.name)
-    if options.json:
-        config = json.loads((folder / CONFIG).read_text())
-        print_json(_about(options.name) | {"config": config})
-        return 0
+    config = json.loads((folder / CONFIG).read_text())
     card = folder / CARD
-    print(card.read_text() if card.exists() else f"{folder} has no model card ({CARD})")
-    return 0
+    line = card.read_text() if card.exists() else f"{folder} has no model card ({CARD})"
+    return tell(options, _about(options.name) | {"config": config}, line)
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -62,41 +86,31 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-def convert_command(options: argparse.Namespace) -> int:
+def convert_command(options: Options) -> int:
     from emolake.pipeline.models.convert import Sources, convert
 
     sources = Sources(options.source, options.base, options.vision, options.question_tokenizer)
     made = convert(options.family, sources, options.output)
     revision = model_revision(options.output)
     told = {"output": str(options.output), "revision": revision, **asdict(made)}
-    if options.json:
-        print_json(told)
-    else:
-        print(
-            f"{options.output}: revision {revision}, {made.tensors} tensors in {made.shards} files, "
-            f"{made.bytes / 1e9:.2f} GB"
-        )
-    return 0
+    line = (
+        f"{options.output}: revision {revision}, {made.tensors} tensors in {made.shards} files, "
+        f"{made.bytes / 1e9:.2f} GB"
+    )
+    return tell(options, told, line)
 
 
-def verify_command(options: argparse.Namespace) -> int:
+def verify_command(options: Options) -> int:
     from emolake.pipeline.models.golden import verify
 
     checks = verify(options.case)
     passed = all(check.ok for check in checks)
-    if options.json:
-        stages = [
-            {
-                "stage": check.stage,
-                "difference": check.difference,
-                "tolerance": check.tolerance,
-                "ok": check.ok,
-            }
-            for check in checks
-        ]
-        print_json({"case": str(options.case), "ok": passed, "stages": stages})
-    else:
-        for check in checks:
-            verdict = "ok" if check.ok else f"beyond {check.tolerance:g}"
-            print(f"{check.stage:<16} {check.difference:.2e}  {verdict}")
-    return 0 if passed else EXIT_FAILED
+    names = ("stage", "difference", "tolerance", "ok")
+    stages = [{name: getattr(check, name) for name in names} for check in checks]
+    lines = (
+        f"{check.stage:<16} {check.difference:.2e}  "
+        f"{'ok' if check.ok else f'beyond {check.tolerance:g}'}"
+        for check in checks
+    )
+    code = tell(options, {"case": str(options.case), "ok": passed, "stages": stages}, *lines)
+    return code if passed else EXIT_FAILED

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow.compute as pc
 
-from emolake.jobs.cli import print_json
-from emolake.jobs.setting import Setting, read_setting, read_videos
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser, input_options, prices_option
+from emolake.jobs.setting import Setting, read_setting
 from emolake.pipeline.corpus.estimate import Estimate, Prices, Sample, estimate
+from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import read_ledger
 from emolake.pipeline.lake.runs import read_runs
+from emolake.pipeline.lake.schema import LISTED_ROW
+from emolake.pipeline.storage.shards import Shards
 
 
-def plan_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    input_options(parser)
+    parser.option(
+        "--estimate",
+        "OUTPUT",
+        "also tell hours, cost and balance, by the last run of an output over a sample",
+    )
+    parser.option("--hours", "H", "length of what is to do (default: by its bytes)", type=float)
+    prices_option(parser)
+    parser.calls(run, "emolake plan videos/ --output out/")
+
+
+def run(options: Options) -> int:
     setting = read_setting(options)
     prices = Prices.read(options.prices) if options.prices else None
     sample = _sample(options.estimate, setting) if options.estimate else None
-    plan = setting.plan(read_videos(options, setting.storage))
+    plan = setting.plan(Shards.of(LISTED_ROW, find_videos(options.input, setting.storage)))
     result: dict[str, Any] = {
         "output": setting.lake.uri,
         "model": setting.models[0].told,
@@ -44,17 +59,14 @@ def plan_command(options: argparse.Namespace) -> int:
         foreseen = estimate(sample, _video_seconds(plan, sample, options.hours), workers)
         money = {"money": prices.of(foreseen.cost), "currency": prices.currency} if prices else {}
         result["estimate"] = {"from_run": sample.run_id} | asdict(foreseen) | money
-    if options.json:
-        print_json(result)
-        return 0
-    print(f"{plan.total} videos for {setting.lake.uri}")
+    lines = [f"{plan.total} videos for {setting.lake.uri}"]
     if plan.repeated:
-        print(f"{plan.repeated} named more than once; each counts once")
-    print(f"to do: {plan.todo.num_rows}" + _reasons(dict(plan.why_done)))
-    print(f"skipped: {sum(plan.why_skipped.values())}" + _reasons(dict(plan.why_skipped)))
+        lines.append(f"{plan.repeated} named more than once; each counts once")
+    lines.append(f"to do: {plan.todo.num_rows}" + _reasons(dict(plan.why_done)))
+    lines.append(f"skipped: {sum(plan.why_skipped.values())}" + _reasons(dict(plan.why_skipped)))
     if foreseen is not None:
-        print(_told(foreseen, prices))
-    return 0
+        lines.append(_told(foreseen, prices))
+    return tell(options, result, *lines)
 
 
 def _sample(output: str, setting: Setting) -> Sample:
@@ -64,7 +76,7 @@ def _sample(output: str, setting: Setting) -> Sample:
         runs = [run for run in read_runs(lake) if run["video_seconds"] and run.get("cost")]
         rows = read_ledger(lake).live
     except OSError as error:
-        raise UserError(f"{output} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{output} cannot be read: {in_a_line(error)}") from None
     known = rows.filter(pc.and_(pc.greater(rows["duration_s"], 0), pc.equal(rows["segment"], 0)))
     if not runs or not known.num_rows:
         raise UserError(f"--estimate {output} holds no run over videos; annotate a sample there")

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
-from typing import Any
 
-from emolake.jobs.cli import print_json
-from emolake.pipeline.errors import JobFailed, UserError, cannot_write
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.iceberg import open_catalog, publish
-from emolake.pipeline.lake.layout import LEDGER, RUNS, Lake
+from emolake.pipeline.lake.layout import LEDGER, Lake
 from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.storage.files import Storage, parse_options
 
 
-def publish_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    output_argument(parser)
+    parser.option(
+        "--catalog",
+        "NAME",
+        "a catalogue of pyiceberg's configuration, or sqlite:///FILE",
+        required=True,
+    )
+    parser.option("--namespace", "NAME", "namespace of the tables", default="emolake")
+    storage_option(parser)
+    parser.calls(run, "emolake publish out/ --catalog sqlite:///catalog.db")
+
+
+def run(options: Options) -> int:
     storage = Storage(parse_options(options.storage_options))
     lake = Lake.at(options.output, storage)
     try:
@@ -24,26 +36,17 @@ def publish_command(options: argparse.Namespace) -> int:
         catalog = open_catalog(options.catalog, lake, storage.options)
         lease = Lease.acquire(lake, "publish")
         try:
-            done = publish(lake, catalog, options.namespace, _last_run(lake), lease.fence)
+            last_run = next((str(run["run_id"]) for run in read_runs(lake)), "unknown")
+            done = publish(lake, catalog, options.namespace, last_run, lease.fence)
         finally:
             lease.release()
     except OSError as error:
-        raise JobFailed(cannot_write(lake.uri, error)) from error
-    if options.json:
-        print_json({"output": lake.uri, "tables": [asdict(table) for table in done]})
-        return 0
-    for table in done:
-        what = (
-            f"snapshot {table.snapshot_id}: {table.segments_added} segments added, "
-            f"{table.segments_removed} taken out"
-            if table.snapshot_id is not None
-            else "nothing new"
-        )
-        print(f"{options.namespace}.{table.table}: {what}")
-    return 0
-
-
-def _last_run(lake: Lake) -> str:
-    paths = lake.fs.glob(lake.path(RUNS, "*", "run.json"))
-    runs: list[dict[str, Any]] = [json.loads(lake.fs.cat_file(path)) for path in paths]
-    return str(max(runs, key=lambda run: str(run["finished_at"]))["run_id"]) if runs else "unknown"
+        raise JobFailed(lake.cannot_write(error)) from error
+    lines = (
+        f"{options.namespace}.{table.table}: snapshot {table.snapshot_id}: "
+        f"{table.segments_added} segments added, {table.segments_removed} taken out"
+        if table.snapshot_id is not None
+        else f"{options.namespace}.{table.table}: nothing new"
+        for table in done
+    )
+    return tell(options, {"output": lake.uri, "tables": [asdict(t) for t in done]}, *lines)

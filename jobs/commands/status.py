@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from typing import Any
 
 from emolake.jobs.cli import print_json
-from emolake.pipeline.errors import UserError
+from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import newest_versions, read_ledger, video_states
 from emolake.pipeline.lake.runs import read_runs
@@ -22,13 +22,19 @@ _PIPE_WIDTH = 200
 """Columns where nobody looks at a terminal: nothing is folded or cut in a log."""
 
 
-def status_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    output_argument(parser)
+    storage_option(parser)
+    parser.calls(run, "emolake status out/")
+
+
+def run(options: Options) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
     try:
         rows = newest_versions(read_ledger(lake).live)
         runs = [{name: run.get(name) for name in _OF_A_RUN} for run in reversed(read_runs(lake))]
     except OSError as error:
-        raise UserError(f"{lake.uri} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{lake.uri} cannot be read: {in_a_line(error)}") from None
     if not rows.num_rows and not runs:
         raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
     states = video_states(rows)

@@ -1,23 +1,23 @@
-"""`emolake submit` and `emolake jobs`: the same job on a cluster, through the Ray Jobs API."""
+"""`emolake submit`: the same job on a cluster, through the Ray Jobs API."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import shlex
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from emolake.jobs.cli import EXIT_FAILED, EXIT_INTERRUPTED, print_json
+from emolake.jobs.graph.cluster import job_client
 from emolake.jobs.options import load_config
+from emolake.jobs.parser import Options, Parser, address_option, input_options, run_id_option
 from emolake.pipeline.config import Config
-from emolake.pipeline.errors import JobFailed, UserError
+from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.storage.files import parse_options
 
 if TYPE_CHECKING:
@@ -35,10 +35,26 @@ _LEFT_OUT = [
 ]
 
 
-def submit_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    input_options(parser)
+    run_id_option(parser)
+    address_option(parser)
+    parser.flag("--no-wait", "do not follow it")
+    parser.option("--submission-id", "ID", "name of the job on the cluster")
+    parser.option(
+        "--working-dir", "DIR", "sent along, where the cluster's image has no emolake", type=Path
+    )
+    parser.option("--runtime-env", "FILE", "YAML of a Ray runtime environment", type=Path)
+    parser.option("--entrypoint-cpus", "N", "CPUs kept for the driver (default: 0)", type=float)
+    parser.calls(
+        run, "emolake submit s3://archive/ --output s3://lake/emotions --address http://HOST:8265"
+    )
+
+
+def run(options: Options) -> int:
     entrypoint = shlex.join(annotate_arguments(options))
     runtime_env = _runtime_env(options)
-    client = _client(options.address)
+    client = job_client(options.address)
     try:
         job = client.submit_job(
             entrypoint=entrypoint,
@@ -47,7 +63,9 @@ def submit_command(options: argparse.Namespace) -> int:
             entrypoint_num_cpus=options.entrypoint_cpus,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"{options.address} did not take the job: {_words(error)}") from None
+        raise UserError(
+            f"{options.address} did not take the job: {in_a_line(error, 300)}"
+        ) from None
     print(f"submitted {job} to {options.address}", file=sys.stderr)
     if options.no_wait:
         if options.json:
@@ -59,38 +77,22 @@ def submit_command(options: argparse.Namespace) -> int:
         print(f"{job} goes on; stop it with: ray job stop {job}", file=sys.stderr)
         raise
     except Exception as error:
-        raise JobFailed(f"{job} can be followed no more, it may go on: {_words(error)}") from None
+        raise JobFailed(
+            f"{job} can be followed no more, it may go on: {in_a_line(error, 300)}"
+        ) from None
     info = client.get_job_info(job)
     code = _exit_code(str(info.status), info.driver_exit_code)
     if options.json:
         print_json({"submission_id": job, "status": str(info.status), "exit_code": code})
     elif code:
         told = info.message or "see its log"
-        print(f"emolake: {job} ended with exit code {code}: {_words(told)}", file=sys.stderr)
+        print(
+            f"emolake: {job} ended with exit code {code}: {in_a_line(told, 300)}", file=sys.stderr
+        )
     return code
 
 
-def jobs_command(options: argparse.Namespace) -> int:
-    jobs = [
-        {
-            "submission_id": job.submission_id,
-            "status": str(job.status),
-            "started": _time(job.start_time),
-            "entrypoint": job.entrypoint,
-        }
-        for job in _client(options.address).list_jobs()
-        if job.submission_id
-    ]
-    jobs.sort(key=lambda job: str(job["started"]))
-    if options.json:
-        print_json(jobs)
-        return 0
-    for job in jobs:
-        print(f"{job['submission_id']}  {job['status']:<9}  {job['started']}  {job['entrypoint']}")
-    return 0
-
-
-def annotate_arguments(options: argparse.Namespace) -> list[str]:
+def annotate_arguments(options: Options) -> list[str]:
     """The command line for the cluster. What file, environment and --set say here goes along as --set,
     so the job needs no file of this machine. UserError for credentials: arguments of a job can be
     read by everyone who sees the dashboard."""
@@ -131,14 +133,14 @@ def _changed(
     return out
 
 
-def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
+def _runtime_env(options: Options) -> dict[str, Any]:
     environment: dict[str, Any] = {}
     if options.runtime_env is not None:
         try:
             environment = yaml.safe_load(Path(options.runtime_env).read_text()) or {}
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(
-                f"--runtime-env {options.runtime_env} cannot be read: {_words(error)}"
+                f"--runtime-env {options.runtime_env} cannot be read: {in_a_line(error, 300)}"
             ) from None
         if not isinstance(environment, dict):
             raise UserError(f"--runtime-env {options.runtime_env} must hold key: value pairs")
@@ -148,27 +150,6 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
         environment["working_dir"] = str(options.working_dir)
         environment.setdefault("excludes", _LEFT_OUT)
     return environment
-
-
-def _client(address: str) -> JobSubmissionClient:
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError:
-        raise UserError("submit needs Ray's client: pip install 'emolake[cluster]'") from None
-    import ray
-
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"--address {address} is no dashboard's URL, such as http://HOST:8265")
-    try:
-        client = JobSubmissionClient(address)
-        theirs = str(client._server_ray_version or "")
-    except (ConnectionError, RuntimeError, OSError) as error:
-        raise UserError(f"--address {address} does not answer as Ray: {_words(error)}") from None
-    if theirs and theirs != ray.__version__:
-        raise UserError(
-            f"{address} runs Ray {theirs}, this machine has {ray.__version__}; they must be the same"
-        )
-    return client
 
 
 async def _follow(client: JobSubmissionClient, job: str, out: Any) -> None:
@@ -182,13 +163,3 @@ def _exit_code(status: str, driver: int | None) -> int:
     if status == "STOPPED":
         return EXIT_INTERRUPTED
     return driver if driver is not None and 0 < driver < 256 else EXIT_FAILED
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
-
-
-def _words(told: object) -> str:
-    return " ".join(str(told).split())[:300]

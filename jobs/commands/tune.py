@@ -3,7 +3,6 @@ Ray Data finds the faces, Ray Train joins the processes that train."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -11,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emolake.jobs.cli import print_json
+from emolake.jobs.cli import tell
 from emolake.jobs.options import read_tree
+from emolake.jobs.parser import Options, Parser
 from emolake.pipeline.config import validated
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.needs import Needs
@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from emolake.pipeline.learning.examples import Found
 
 
-def tune_command(options: argparse.Namespace) -> int:
+def declare(parser: Parser) -> None:
+    parser.option("--config", "FILE", "YAML, or the name of an embedded recipe", required=True)
+    parser.pairs(
+        "--set", "one option of the recipe, for example data.train=FILE; repeatable", "settings"
+    )
+    parser.option("--output", "DIR", "model folder to write", required=True, type=Path)
+    parser.option("--threads", None, "CPU threads (torch's default)", type=int)
+    parser.calls(
+        run, "emolake tune --config emo-llama-tiny --set data.train=train.parquet --output my-model"
+    )
+
+
+def run(options: Options) -> int:
     import torch
 
     from emolake.pipeline.learning.config import RECIPES, TuneConfig
@@ -43,12 +55,8 @@ def tune_command(options: argparse.Namespace) -> int:
     else:
         result = tune(config, options.output, _say, _find_faces).told
     result = {"model": str(options.output)} | result
-    if options.json:
-        print_json(result)
-    else:
-        told = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("model", "skipped"))
-        print(f"{options.output}: {told}")
-    return 0
+    told = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("model", "skipped"))
+    return tell(options, result, f"{options.output}: {told}")
 
 
 def _check(config: TuneConfig) -> None:

@@ -25,7 +25,7 @@ from emolake.jobs.graph.nodes import check_nodes
 from emolake.jobs.setting import Setting
 from emolake.pipeline.config import Config, ResourcesConfig
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import JobFailed, cannot_write
+from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from emolake.pipeline.lake.layout import Lake
@@ -260,7 +260,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
     except LeaseLost as error:
         problem = str(error)
     except OSError as error:
-        problem = cannot_write(lake.uri, error)
+        problem = lake.cannot_write(error)
     share = (time.monotonic() - started) / max(len(rows), 1)
     spent = ours().since(before)
     told = [

@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from emolake.jobs.graph.flow import start_ray
 from emolake.pipeline.config import ResourcesConfig
-from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.errors import JobFailed, in_a_line
 from emolake.pipeline.learning.config import TuneConfig
 from emolake.pipeline.learning.tune import tune
 
@@ -50,7 +50,7 @@ def trained(config: TuneConfig, output: Path, say: Callable[[str], None]) -> dic
         with _following(progress, say):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise JobFailed(f"training failed: {' '.join(str(error).split())[-500:]}") from None
+        raise JobFailed(f"training failed: {in_a_line(error)[-500:]}") from None
     finally:
         ray.shutdown()
     told: dict[str, Any] = json.loads((output / _RESULT).read_text())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emolake.pipeline.annotators.pixels import Normaliser, stacked
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.encoding import decode_crop
 
 _LAYERS = 4
@@ -102,7 +102,7 @@ class _Encoder:
                 folder, local_files_only=True, weights_only=True, output_loading_info=True, **config
             )
         except Exception as error:  # whatever the library's loaders raise
-            words = " ".join(str(error).split())[:200]
+            words = in_a_line(error, 200)
             raise UserError(f"annotator.{option} {folder} cannot be loaded: {words}") from None
         missing = sorted(told["missing_keys"])
         if missing:

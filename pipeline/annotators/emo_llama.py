@@ -22,9 +22,8 @@ from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.config import EmoLlamaConfig
 from emolake.pipeline.models.emo_llama import EmoLlama
 from emolake.pipeline.models.folder import LoadedModel, load_model
-from emolake.pipeline.models.language import IMAGE_TOKEN
 from emolake.pipeline.models.precision import computing
-from emolake.pipeline.models.prompts import PromptTokens, Told
+from emolake.pipeline.models.prompts import IMAGE_TOKEN, PromptTokens, Told
 from emolake.pipeline.models.scoring import LabelTrie
 
 

@@ -17,16 +17,15 @@ from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
 from emolake.pipeline.annotators.pixels import Normaliser, stacked
 from emolake.pipeline.config import AnnotatorConfig
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.catalog import model_folder, model_revision
 from emolake.pipeline.models.config import EmolaConfig
 from emolake.pipeline.models.emola import Emola
 from emolake.pipeline.models.folder import load_network, read_prompter
-from emolake.pipeline.models.language import IMAGE_TOKEN
 from emolake.pipeline.models.precision import computing
-from emolake.pipeline.models.prompts import SYSTEM
+from emolake.pipeline.models.prompts import IMAGE_TOKEN, SYSTEM
 from emolake.pipeline.models.scoring import LabelTrie, Prefill
 from emolake.pipeline.video.frame import Frame
 
@@ -118,9 +117,8 @@ class LandmarkNetwork:
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options)
         except Exception as error:  # the library raises its own kinds by the dozen
-            words = " ".join(str(error).split())[:200]
             raise UserError(
-                f"annotator.landmark_network {path} is no ONNX model: {words}"
+                f"annotator.landmark_network {path} is no ONNX model: {in_a_line(error, 200)}"
             ) from None
         self._input = self._session.get_inputs()[0].name
         self._dim = dim

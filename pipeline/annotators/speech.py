@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.video.sound import RATE, Sound
 from emolake.pipeline.video.transcripts import Cue
 
@@ -38,7 +38,7 @@ class SpeechRecognizer:
                 device=device,
             )
         except Exception as error:  # whatever the library's loaders raise
-            words = " ".join(str(error).split())[:200]
+            words = in_a_line(error, 200)
             raise UserError(f"annotator.recognizer {folder} cannot be loaded: {words}") from None
 
     def __call__(self, sound: Sound) -> list[Cue]:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emolake.pipeline.corpus.listing import is_video_name
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.labels import ATTRIBUTES, KNOWN_LABELS, canonical
 from emolake.pipeline.lake.schema import VIDEO_ROW
 from emolake.pipeline.storage.files import Storage
@@ -54,7 +54,7 @@ def read_table(path: str | Path, storage: Storage = _PLAIN) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"{name} does not exist; name a Parquet, CSV or JSONL file") from None
     except (OSError, pa.ArrowInvalid) as error:
-        line = " ".join(str(error).split())[:200]
+        line = in_a_line(error, 200)
         raise UserError(f"{name} is not a readable Parquet, CSV or JSONL file: {line}") from None
 
 
@@ -274,7 +274,7 @@ def _parquet(uri: str, storage: Storage) -> tuple[pa.Table, tuple[str, ...], lis
     except FileNotFoundError:
         raise UserError(f"{uri} does not exist; name a Parquet, CSV or JSONL file") from None
     except (OSError, pa.ArrowInvalid) as error:
-        line = " ".join(str(error).split())[:200]
+        line = in_a_line(error, 200)
         raise UserError(f"{uri} is not a readable Parquet, CSV or JSONL file: {line}") from None
     if not told.num_columns:  # pictures alone: the rows still count
         told = pa.table({"row": pc.cast(pa.array(range(first)), pa.int64())})

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.brought import checkpoint_file
 from emolake.pipeline.faces.detector import Detections, non_maximum_suppression, pairwise_iou
 from emolake.pipeline.faces.retinaface import (
@@ -137,7 +137,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(checkpoint_file(path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        line = " ".join(str(error).split())[:200]
+        line = in_a_line(error, 200)
         raise UserError(f"faces.weights: {path} is not a checkpoint of tensors: {line}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"faces.weights: {path} holds no state dict")

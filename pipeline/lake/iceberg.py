@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from emolake.pipeline.errors import JobFailed, UserError
+from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.ledger import read_ledger
 from emolake.pipeline.lake.reading import table_schema, tables_of
@@ -83,8 +83,9 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
         # Asking for anything shows whether it is there.
         catalog.table_exists(("emolake", LEDGER))
     except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        raise UserError(f"Iceberg catalogue {name!r} cannot be opened: {words}") from None
+        raise UserError(
+            f"Iceberg catalogue {name!r} cannot be opened: {in_a_line(error, 300)}"
+        ) from None
     return catalog
 
 

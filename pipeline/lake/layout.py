@@ -119,6 +119,11 @@ class Lake:
         if self.fs.exists(path):
             self.fs.rm_file(path)
 
+    def cannot_write(self, error: OSError) -> str:
+        """One line for an output that stopped taking writes in mid-run."""
+        words = " ".join(str(error).split())[:200]
+        return f"output {self.uri} cannot be written: {words}; mend it, the same command resumes"
+
 
 def new_commit_id() -> str:
     """Unique, and sortable by the time it was made: 16 hex digits of nanoseconds, 8 at random."""

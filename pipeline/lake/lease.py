@@ -123,7 +123,7 @@ def _current(lake: Lake) -> tuple[int, Holder | None]:
         paths = lake.fs.ls(lake.path(LEASES), detail=False)
     except FileNotFoundError:
         return 0, None
-    numbers = [int(n) for p in paths if (n := os.path.basename(p).removesuffix(".json")).isdigit()]
+    numbers = [int(n) for p in paths if (n := p.rpartition("/")[2].removesuffix(".json")).isdigit()]
     if not numbers:
         return 0, None
     highest = max(numbers)

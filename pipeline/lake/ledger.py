@@ -63,10 +63,7 @@ def read_ledger(lake: Lake) -> Ledger:
 
 def ledger_shards(lake: Lake) -> Shards:
     """What planning and settling need of every committed row, in bounded memory."""
-    shards = Shards(_SLIM)
-    for _, table in _tables(lake, _SLIM.names):
-        shards.add(table)
-    return shards
+    return Shards.of(_SLIM, (table for _, table in _tables(lake, _SLIM.names)))
 
 
 def ledger_parts(shards: Shards) -> Iterator[Ledger]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from emolake.pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 from emolake.pipeline.lake.layout import LEDGER, Lake
 from emolake.pipeline.lake.ledger import read_ledger
 from emolake.pipeline.lake.schema import TABLES
@@ -63,7 +63,7 @@ def _read(
             raise UserError(f"{output} holds no run; name the --output of an annotate")
         return live_rows(lake, name, columns)
     except OSError as error:
-        raise UserError(f"{output} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{output} cannot be read: {in_a_line(error)}") from None
 
 
 def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pyarrow as pa
 
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
+from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
+
+
+def recover(lake: Lake, fence: Callable[[], None]) -> None:
+    """At a run's start it finishes what a killed one left half done, at its end what it replaced itself."""
+    remove_orphans(lake)
+    remove_stale_rows(lake, fence)
+
+
+def tidy(lake: Lake, run_id: str) -> None:
+    """Removes what a failed run left half written, unless another run has the output: it does then.
+
+    The new lease comes first. It fences off any write task that still goes on somewhere, so that no
+    commit ends whose data is being removed.
+    """
+    with suppress(UserError, OSError):
+        lease = Lease.acquire(lake, run_id)
+        try:
+            remove_orphans(lake)
+        finally:
+            lease.release()
 
 
 def remove_orphans(lake: Lake) -> int:

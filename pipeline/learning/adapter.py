@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.catalog import model_folder, model_revision
 from emolake.pipeline.models.config import read_json
 from emolake.pipeline.models.emo_llama import EmoLlama
@@ -52,8 +52,7 @@ def adapted(network: EmoLlama, config: AdapterConfig, base: str) -> EmoLlama:
     try:
         network.language = get_peft_model(network.language, lora)  # type: ignore[assignment]
     except ValueError as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"adapter.targets: {words}") from None
+        raise UserError(f"adapter.targets: {in_a_line(error, 200)}") from None
     # peft takes the name of the language model, which has none, for the base's.
     network.language.peft_config["default"].base_model_name_or_path = base
     for name in _full(network):
@@ -100,8 +99,7 @@ def merge_adapter(network: EmoLlama, folder: Path, base: str) -> EmoLlama:
             if found.unexpected_keys:
                 raise ValueError(f"{found.unexpected_keys[0]} is no part of it")
     except (RuntimeError, ValueError, KeyError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} does not fit {base}: {words}") from None
+        raise UserError(f"{folder} does not fit {base}: {in_a_line(error, 200)}") from None
     return network
 
 

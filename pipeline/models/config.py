@@ -142,13 +142,6 @@ class EmoLlamaConfig(ModelConfig):
             transcript=self.transcript,
         )
 
-    @property
-    def content_tokens(self) -> int:
-        """Content tokens per frame, beside the context token."""
-        if self.compress_type == "mean":
-            return 1
-        return int(self.compress_type.partition(":")[2]) ** 2
-
 
 class ClipConfig(_Part):
     """CLIP's ViT as `transformers` has it; layers past `select_layer` are never run."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.catalog import CARD, CONFIG, INDEX, QUESTION_TOKENIZER, TOKENIZER
 from emolake.pipeline.models.config import ModelConfig, read_json
 from emolake.pipeline.models.emotion_llama import WRAPPED
@@ -179,8 +179,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the checkpoint is not complete") from None
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is not a checkpoint of tensors: {words}") from None
+        raise UserError(f"{path} is not a checkpoint of tensors: {in_a_line(error, 200)}") from None
     content = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no state dict")
@@ -237,9 +236,8 @@ def _write_tokenizer(source: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, use_fast=True)
         tokenizer.backend_tokenizer.save(str(target))
     except Exception as error:  # whatever the library's many loaders raise
-        words = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{source} holds no tokenizer.json, and its tokenizer cannot be read: {words}"
+            f"{source} holds no tokenizer.json, and its tokenizer cannot be read: {in_a_line(error, 200)}"
         ) from None
 
 

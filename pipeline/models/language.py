@@ -7,9 +7,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from emolake.pipeline.models.config import LanguageConfig
-
-IMAGE_TOKEN = -200
-"""Placeholder id in a prompt: here visual tokens go (LLaVA's convention)."""
+from emolake.pipeline.models.prompts import IMAGE_TOKEN
 
 
 def causal_language(config: LanguageConfig, attention: str) -> LlamaForCausalLM:

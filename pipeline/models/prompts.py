@@ -10,13 +10,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.labels import ATTRIBUTES
-from emolake.pipeline.models.language import IMAGE_TOKEN
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
+IMAGE_TOKEN = -200
+"""Placeholder id in a prompt: here visual tokens go (LLaVA's convention)."""
 
 
 def emotion_question(labels: tuple[str, ...]) -> str:

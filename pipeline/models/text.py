@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 
 _IGNORED = -100
 
@@ -34,8 +34,7 @@ class TextModel:
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             )
         except Exception as error:  # whatever the library's loaders raise
-            words = " ".join(str(error).split())[:200]
-            raise UserError(f"model {folder} cannot be loaded: {words}") from None
+            raise UserError(f"model {folder} cannot be loaded: {in_a_line(error, 200)}") from None
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = self.model.to(device).eval()

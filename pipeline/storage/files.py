@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -60,20 +61,17 @@ def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Writes a file that is never seen half: S3 PUTs are whole; elsewhere write aside and rename."""
     count(written=len(data))
     if is_local(fs):
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
-        aside = os.path.join(
-            folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-        )
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
         try:
-            with open(aside, "wb") as stream:
+            with aside.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(aside, path)
+            aside.replace(file)
         except BaseException:
-            if os.path.exists(aside):
-                os.unlink(aside)
+            aside.unlink(missing_ok=True)
             raise
     else:
         fs.pipe_file(path, data)
@@ -86,7 +84,7 @@ def create_exclusively(fs: fsspec.AbstractFileSystem, path: str, data: bytes) ->
     `data` has to be unlike anybody else's.
     """
     if is_local(fs):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:

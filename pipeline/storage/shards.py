@@ -4,7 +4,7 @@ which stand in Arrow files of a temporary folder once there are too many to hold
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,13 @@ class Shards:
         self._folder: TemporaryDirectory[str] | None = None
         self._open = ExitStack()
         self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
+
+    @classmethod
+    def of(cls, schema: pa.Schema, tables: Iterable[pa.Table]) -> Shards:
+        shards = cls(schema)
+        for table in tables:
+            shards.add(table)
+        return shards
 
     def add(self, table: pa.Table) -> None:
         """May not follow the first reading."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import IO, Any
 
 import av
@@ -410,7 +411,7 @@ def _cut_off(source: Source) -> bool:
     ISO/IEC 14496-12, 4.2: size (u32, big endian), type, and a u64 size where the first is 1; 0
     reaches to the end of the file.
     """
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as stream:
+    with Path(source).open("rb") if isinstance(source, str) else nullcontext(source) as stream:
         length = stream.seek(0, 2)
         at, boxes = 0, 0
         while at + 8 <= length:

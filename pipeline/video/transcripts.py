@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import webvtt
+import av
+from av.container import InputContainer
 from av.error import FFmpegError
-from webvtt.errors import MalformedFileError
 
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.video.decode import Source, clock_start, container_of
@@ -44,18 +44,13 @@ def read_transcript(uri: str, transcript_uri: str | None, storage: Storage) -> l
 def parse_cues(text: str) -> list[Cue]:
     """SubRip or WebVTT -> cues in time order, markup removed. ValueError where there is text but no
     cue."""
-    text = text.strip()
-    kind = "vtt" if text.startswith("WEBVTT") else "srt"
-    try:
-        captions = webvtt.from_buffer(io.StringIO(text), format=kind).captions if text else []
-    except MalformedFileError:
-        raise ValueError("no SubRip or WebVTT cue in it") from None
-    cues = [
-        Cue(_seconds(c.start), _seconds(c.end), " ".join(_MARKUP.sub("", c.text).split()))
-        for c in captions
-    ]
-    told = [cue for cue in cues if cue.text and cue.end_s > cue.start_s]
-    return sorted(told, key=lambda cue: (cue.start_s, cue.end_s))
+    written = text.strip()
+    kind = "webvtt" if written.startswith("WEBVTT") else "srt"
+    with av.open(io.BytesIO(written.encode()), "r", kind) as container:
+        cues = _cues(container, 0.0)
+    if not cues and written.removeprefix("WEBVTT"):
+        raise ValueError("no SubRip or WebVTT cue in it")
+    return sorted(cues, key=lambda cue: (cue.start_s, cue.end_s))
 
 
 def read_subtitles(source: Source) -> list[Cue] | None:
@@ -63,21 +58,24 @@ def read_subtitles(source: Source) -> list[Cue] | None:
     with container_of(source) as container:
         if not container.streams.subtitles:
             return None
-        stream = container.streams.subtitles[0]
-        origin = clock_start(container)
-        cues = []
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is None or packet.time_base is None:
-                    continue
-                start_s = float(packet.pts * packet.time_base) - origin
-                length_s = float((packet.duration or 0) * packet.time_base)
-                for subtitle in packet.decode():
-                    said = _said(subtitle)
-                    if said and length_s > 0:
-                        cues.append(Cue(start_s, start_s + length_s, said))
-        except FFmpegError:
-            pass  # damaged subtitles: what came before stands
+        return _cues(container, clock_start(container))
+
+
+def _cues(container: InputContainer, origin: float) -> list[Cue]:
+    """origin: where the video's clock begins on the container's, seconds."""
+    cues = []
+    try:
+        for packet in container.demux(container.streams.subtitles[0]):
+            if packet.pts is None or packet.time_base is None:
+                continue
+            start_s = float(packet.pts * packet.time_base) - origin
+            length_s = float((packet.duration or 0) * packet.time_base)
+            for subtitle in packet.decode():
+                said = _said(subtitle)
+                if said and length_s > 0:
+                    cues.append(Cue(start_s, start_s + length_s, said))
+    except FFmpegError:
+        pass  # damaged subtitles: what came before stands
     return cues
 
 
@@ -113,9 +111,3 @@ def _said(subtitle: object) -> str:
 def _renamed(uri: str, suffix: str) -> str:
     folder, slash, name = uri.rpartition("/")
     return f"{folder}{slash}{name.rpartition('.')[0] or name}{suffix}"
-
-
-def _seconds(timestamp: str) -> float:
-    """Of HH:MM:SS.mmm."""
-    hours, minutes, seconds = timestamp.split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

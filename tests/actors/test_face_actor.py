@@ -196,7 +196,7 @@ def test_a_child_has_no_files_of_its_parent(tmp_path) -> None:
     with (tmp_path / "private").open("w") as private:
         os.set_inheritable(private.fileno(), True)
         child.ask(settings().message(finds_faces=False), 60)
-        opened = [os.readlink(f) for f in Path(f"/proc/{child.pid}/fd").iterdir() if f.exists()]
+        opened = [str(f.readlink()) for f in Path(f"/proc/{child.pid}/fd").iterdir() if f.exists()]
     child.stop()
     assert opened
     assert not any("private" in path for path in opened)

@@ -9,7 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.prompts import Told
 
 Kind = Literal["label", "reason", "description"]
@@ -42,7 +42,7 @@ class Templates(BaseModel):
         except OSError:
             raise UserError(f"{path} cannot be read; name a file of templates") from None
         except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} is not YAML: {in_a_line(error)}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 STALL_S = 4.0
@@ -43,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         text, *pictures = asked["messages"][1]["content"]
         label = text["text"].split("annotators saw: ")[1].split(".")[0]
         picture = pictures[0]["image_url"]["url"]
-        with open(sys.argv[1], "a") as log:
+        with Path(sys.argv[1]).open("a") as log:
             log.write(f"{time.time()} {label} {len(pictures)}\n")
         if self.headers["Authorization"] != "Bearer secret-key":
             return self._send(401, {}, {"error": {"message": "no"}})

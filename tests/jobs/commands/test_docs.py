@@ -1,6 +1,6 @@
 import re
 
-from emolake.jobs.commands.docs import cli_reference, configuration_reference
+from emolake.jobs.docs import cli_reference, configuration_reference
 from emolake.pipeline.config import Config, all_keys
 from tests.conftest import ROOT
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -176,6 +178,28 @@ def test_without_waiting_it_returns_at_once(address: str, emolake: Emolake, tmp_
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)["status"] == "PENDING"
+
+
+def test_code_that_is_sent_along_is_what_runs(
+    address: str, emolake: Emolake, demo_videos: Path, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    for name in ("emolake", "pipeline", "actors", "jobs"):
+        leave = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=leave)
+    main = tree / "jobs" / "__main__.py"
+    main.write_text(f"print('this is', __file__)\n{main.read_text()}")
+    stage = tree / "actors" / "face_child.py"
+    told = f"open({str(tmp_path / 'stage')!r}, 'w').write(__file__)\n"
+    stage.write_text(stage.read_text().replace("\nif __name__ ==", f"\n{told}if __name__ =="))
+    done = emolake(
+        *("submit", demo_videos / "portrait.mp4", "--output", tmp_path / "out"),
+        *("--address", address, "--working-dir", tree, "--set", "resources.face_actors=1"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for place in (done.stdout, (tmp_path / "stage").read_text()):
+        assert re.search(r"/working_dir_files/.*/emolake/(jobs|actors)/", place), place
+    assert read_rows(tmp_path / "out", "annotations")
 
 
 def test_options_of_every_kind_go_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -173,9 +173,33 @@ def test_an_environment_key_overrides_the_file_and_set_wins(ground, capsys, monk
             assert main([*arguments, *extra]) == 0
         hashes[name] = json.loads(capsys.readouterr().out)["config_hash"]
     assert hashes["file"] == hashes["set"] != hashes["env"]
-    monkeypatch.setenv("EMOLAKE_FACES__MIN_FASE", "3")
-    assert main(arguments) == 2
-    assert "did you mean 'faces.min_face'?" in capsys.readouterr().err
+    for key, near in {
+        "EMOLAKE_FACES__MIN_FASE": "faces.min_face",
+        "EMOLAKE_FACESS__MIN_FACE": "faces.min_face",
+        "EMOLAKE_CORPUSS": "corpus",
+        "EMOLAKE_MODEL__X": "model",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(key, "3")
+            assert main(arguments) == 2
+        assert f"did you mean {near!r}?" in capsys.readouterr().err
+
+
+def test_what_kubernetes_tells_of_services_is_no_option(ground, capsys, monkeypatch) -> None:
+    arguments = f"plan {VIDEOS} --json".format(g=ground).split()
+    for service in ("EMOLAKE", "EMOLAKE_METRICS"):
+        port = "tcp://10.0.0.7:8080"
+        for name, value in {
+            "SERVICE_HOST": "10.0.0.7", "SERVICE_PORT": "8080", "SERVICE_PORT_HTTP": "8080",
+            "PORT": port, "PORT_8080_TCP": port, "PORT_8080_TCP_PROTO": "tcp",
+            "PORT_8080_TCP_PORT": "8080", "PORT_8080_TCP_ADDR": "10.0.0.7",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(f"{service}_{name}", value)
+    assert main(arguments) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("EMOLAKE_PORT", "8080")
+    assert main(arguments) == 2, "that is nobody's but the user's"
+    assert "unknown key 'port'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,12 @@ from emolake.pipeline.models.config import (
 from emolake.pipeline.models.emo_llama import EmoLlama
 from emolake.pipeline.models.golden import verify
 from emolake.pipeline.models.golden.cases import TOLERANCE
-from emolake.pipeline.models.language import IMAGE_TOKEN
-from emolake.pipeline.models.prompts import Prompter, attribute_sentence, train_tokenizer
+from emolake.pipeline.models.prompts import (
+    IMAGE_TOKEN,
+    Prompter,
+    attribute_sentence,
+    train_tokenizer,
+)
 from emolake.pipeline.models.published import resized_positions
 from emolake.pipeline.models.scoring import (
     LabelTrie,

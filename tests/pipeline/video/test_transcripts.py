@@ -1,5 +1,6 @@
 """What is said and how it sounds, on the video's clock."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,7 +43,13 @@ Bye.
 CUES = [Cue(1.0, 2.5, "Hello there, world."), Cue(3.0, 4.0, "Bye.")]
 
 
-@pytest.mark.parametrize("text", [SRT, VTT, SRT.replace("\n", "\r\n"), "\n\n" + SRT])
+UNNUMBERED = re.sub(r"^\d+\n", "", SRT, flags=re.MULTILINE)
+NOTED = VTT.replace("\n\n00:00:03", "\n\nNOTE to the editor:\nlouder\n\nfarewell\n00:00:03")
+
+
+@pytest.mark.parametrize(
+    "text", [SRT, VTT, SRT.replace("\n", "\r\n"), "\n\n" + SRT, UNNUMBERED, NOTED]
+)
 def test_subrip_and_webvtt_say_the_same(text: str) -> None:
     assert parse_cues(text) == CUES
 

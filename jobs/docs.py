@@ -7,10 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from emolake.jobs.parser import make_parser
-from emolake.pipeline.config import Config
+from emolake.pipeline.config import Config, all_keys
 
 _HEAD = """# Configuration
 
@@ -25,7 +23,7 @@ valid one.
 
 _CLI_HEAD = """# Command line
 
-Generated from `jobs/parser.py` by `make docs`. Exit codes: 0 finished, 1 the job failed (the same command
+Generated from `jobs/commands/` by `make docs`. Exit codes: 0 finished, 1 the job failed (the same command
 resumes), 2 your mistake (nothing was started), 3 more videos failed than
 `limits.max_failed_fraction` allows, 130 interrupted. `--json` prints the result on standard output;
 logs go to standard error.
@@ -34,18 +32,10 @@ logs go to standard error.
 
 def configuration_reference() -> str:
     """The whole file."""
-    return _HEAD + "".join(_rows(Config, ""))
-
-
-def _rows(kind: type[BaseModel], prefix: str) -> list[str]:
-    rows: list[str] = []
-    for name, field in kind.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            rows += _rows(inner, f"{prefix}{name}.")
-        else:
-            rows.append(f"| `{prefix}{name}` | `{field.default}` | {field.description} |\n")
-    return rows
+    return _HEAD + "".join(
+        f"| `{key}` | `{field.default}` | {field.description} |\n"
+        for key, field in all_keys(Config).items()
+    )
 
 
 def cli_reference() -> str:

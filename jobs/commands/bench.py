@@ -1,0 +1,63 @@
+"""`emolake bench NAME`: runs an entry and says which ratios hold.
+
+An entry is a function from the clips to measurements. What the peers are stands in
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+
+from emolake.jobs.cli import tell
+from emolake.jobs.parser import Options, Parser
+
+_BENCHES = {
+    "faces": ("faces:bench_faces", True),
+    "annotate": ("annotate:bench_annotate", False),
+    "pipeline": ("pipeline:bench_pipeline", True),
+    "plan": ("plan:bench_plan", False),
+    "scale": ("scale:bench_scale", True),
+}
+"""Where an entry stands, and whether it runs on clips. Each imports what it needs and no more: the
+annotation stage is measured where neither Ray nor PyAV is."""
+
+
+def declare(parser: Parser) -> None:
+    parser.add_argument("name", choices=tuple(_BENCHES), help="what to measure")
+    parser.option("--clips", "DIR", "folder of videos (default: the demo's)", type=Path)
+    parser.option(
+        "--truth",
+        "FILE",
+        "faces: spans and boxes of the people in the clips (default: truth.json beside them)",
+        type=Path,
+    )
+    parser.option(
+        "--sheet", "FILE.png", "faces: draw a contact sheet with boxes and track numbers", type=Path
+    )
+    parser.add_argument(
+        "--shape", choices=("tiny", "100m", "7b"),
+        help="annotate: the embedded model, or random weights of that size (default: tiny, 100m)",
+    )  # fmt: skip
+    parser.option("--profile", "FILE", "annotate: append the costliest operators", type=Path)
+    parser.calls(run, "emolake bench faces --clips clips/ --json")
+
+
+def run(options: Options) -> int:
+    place, on_clips = _BENCHES[options.name]
+    module, _, name = place.partition(":")
+    entry = getattr(importlib.import_module(f"emolake.jobs.bench.{module}"), name)
+    with tempfile.TemporaryDirectory() as scratch:
+        clips: list[Path] = []
+        if on_clips:
+            from emolake.jobs.bench.clips import good_clips
+
+            clips = good_clips(options.clips, Path(scratch))
+        told = [m.row() for m in entry(clips, Path(scratch), options)]
+    lines = (
+        f"{row['name']:<60} ours {row['ours']:>9.3f}  peer {row['peer']:>9.3f} {row['unit']:<10}"
+        f" ratio {row['ratio']:>6.2f}  least {row['least']:g}  {'ok' if row['ok'] else 'below'}"
+        for row in told
+    )
+    return tell(options, told, *lines)
