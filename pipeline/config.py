@@ -143,6 +143,10 @@ class AnnotatorConfig(_Part):
         description="a window whose winning label is less probable than this is marked (column uncertain); "
         "its scores stay",
     )
+    flip: bool = Field(
+        False,
+        description="EMO-LLaMA: score each window also in the mirror and take the mean; twice the work",
+    )
     describe: bool = Field(
         False, description="write an answer in words too (column description); not EmoLLMs"
     )

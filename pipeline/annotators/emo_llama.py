@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -17,6 +17,7 @@ from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
 from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.faces.align import MIRRORED_POINTS
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.config import EmoLlamaConfig
@@ -35,6 +36,13 @@ class Pictures:
     pixels: Tensor
     features: Tensor
     landmarks: Tensor
+
+    def mirrored(self) -> Self:
+        """The same faces in a mirror."""
+        points = self.landmarks[:, :, list(MIRRORED_POINTS)] * self.landmarks.new_tensor([-1, 1])
+        return replace(
+            self, pixels=self.pixels.flip(2), landmarks=points + points.new_tensor([1, 0])
+        )
 
 
 class EmoLlamaAnnotator:
@@ -116,7 +124,12 @@ class EmoLlamaAnnotator:
     def _told_of(self, given: Pictures, prompt: PromptTokens, trie: LabelTrie) -> list[Annotation]:
         beginning = prompt.ids[: prompt.ids.index(IMAGE_TOKEN)]
         prefill = self.language.read(beginning, self.embeds(given, prompt))
-        scores = self.language.scores(prefill, trie, self.model_config.temperature)
+        temperature = self.model_config.temperature
+        scores = self.language.scores(prefill, trie, temperature)
+        if self.options.flip:
+            other = self.language.read(beginning, self.embeds(given.mirrored(), prompt))
+            both = zip(scores, self.language.scores(other, trie, temperature), strict=True)
+            scores = [[(a + b) / 2 for a, b in zip(*rows, strict=True)] for rows in both]
         words: list[str | None] = [None] * len(scores)
         if self.options.describe or self.options.read_answer:
             words = list(self.language.written(prefill))

@@ -1,6 +1,7 @@
 """EMO-LLaMA's inference: whatever the batch, precision or packing, a window's answer is its own."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from emolake.pipeline.annotators.base import FaceCrops, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator
 from emolake.pipeline.config import AnnotatorConfig
-from emolake.pipeline.faces.encoding import decode_picture, encode_crop
+from emolake.pipeline.faces.align import MIRRORED_POINTS
+from emolake.pipeline.faces.encoding import decode_crop, decode_picture, encode_crop
 from emolake.pipeline.faces.mtcnn import Mtcnn
 from emolake.pipeline.faces.still import still_window
 from emolake.pipeline.models.catalog import DEFAULT_MODEL
@@ -83,6 +85,20 @@ def test_packed_windows_score_as_the_plain_module_path(folder: Path) -> None:
     for row, one in zip(packed, windows, strict=True):
         np.testing.assert_allclose(row, plainly(annotator, one), atol=1e-4)
     assert packed.std(0).max() > 1e-3, "they differ from window to window"
+
+
+def test_a_face_and_its_mirror_are_scored_alike_where_flip_is_asked_for(folder: Path) -> None:
+    plain, flip = (
+        EmoLlamaAnnotator(str(folder), AnnotatorConfig(flip=wanted)) for wanted in (False, True)
+    )
+    one = window(plain, 5)
+    seen = one.crops[plain.view]
+    pictures = [encode_crop(decode_crop(p)[:, ::-1].copy(), "png") for p in seen.pictures]
+    points = seen.landmarks[:, list(MIRRORED_POINTS)] * np.float32([-1, 1]) + np.float32([1, 0])
+    mirror = replace(one, crops={plain.view: FaceCrops(pictures, points)})
+    alone = scores(plain, [one, mirror])
+    assert np.abs(alone[0] - alone[1]).max() > 1e-4
+    np.testing.assert_allclose(scores(flip, [one, mirror]), [alone.mean(0)] * 2, atol=1e-5)
 
 
 def test_compiled_and_filled_up_batches_give_the_same(
