@@ -13,9 +13,12 @@ from pydantic.fields import FieldInfo
 
 from emolake.pipeline.errors import UserError
 
+CORPUS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""It becomes the name of a folder."""
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DecodeConfig(_Part):
@@ -246,9 +249,7 @@ class Config(_Part):
         description="an embedded model's name or a model folder; several, with commas between, annotate "
         "in one pass",
     )
-    corpus: str = Field(
-        "default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="partition name of the rows"
-    )
+    corpus: str = Field("default", pattern=CORPUS_NAME, description="partition name of the rows")
     decode: DecodeConfig = DecodeConfig()
     faces: FacesConfig = FacesConfig()
     windows: WindowsConfig = WindowsConfig()

@@ -30,6 +30,7 @@ def declare(parser: Parser) -> None:
     )
     parser.option("--hours", "H", "length of what is to do (default: by its bytes)", type=float)
     prices_option(parser)
+    parser.flag("--quiet", "as of annotate: a plan says nothing on its way")
     parser.calls(run, "emolake plan videos/ --output out/")
 
 

@@ -50,6 +50,7 @@ def start_ray(resources: ResourcesConfig) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine without dashboard."""
     # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from emolake.pipeline.config import CORPUS_NAME
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
@@ -31,6 +34,7 @@ VIDEO_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "etag")
 _STAT_THREADS = 32
+_PACKET, _SYNC = 188, b"\x47"
 _ROWS_AT_ONCE = 8192
 
 
@@ -86,22 +90,54 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
         yield from _manifest(name, fs, path, storage)
         return
     try:
-        if any(sign in path for sign in "*?["):
+        # What exists is taken as it is called, though its name may look like a pattern.
+        if not name.endswith("/") and fs.isfile(path):
+            files = [fs.info(path)]
+        elif any(sign in path for sign in "*?[") and not fs.isdir(path):
             listing = fs.glob(path, detail=True)
             files = [info for info in listing.values() if info["type"] == "file"]
             if not files:
                 raise UserError(f"{name}: no file matches; check the pattern")
-        elif not name.endswith("/") and fs.isfile(path):
-            files = [fs.info(path)]
         else:
-            listing = fs.find(path, detail=True)
-            if not listing and not fs.isdir(path):
+            found = (
+                _files_on_disk(fs, path) if is_local(fs) else fs.find(path, detail=True).values()
+            )
+            files = list(found)
+            if not files and not fs.isdir(path):
                 raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
-            files = [info for info in listing.values() if is_video_name(info["name"])]
+            files = [i for i in files if is_video_name(i["name"]) and not _is_code(fs, i["name"])]
     except (PermissionError, FileNotFoundError, OSError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
     for info in sorted(files, key=lambda info: str(info["name"])):
         yield _video(fs, info)
+
+
+def _files_on_disk(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[dict[str, Any]]:
+    """Every file below a folder once, links to folders followed after the folders themselves: what lies
+    in the tree under its own name keeps that, and a circle of links ends."""
+    waiting, linked, seen = [root], list[str](), set[tuple[int, int]]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop()
+        there = Path(folder)
+        if not there.is_dir():
+            continue
+        told = there.stat()
+        if (told.st_dev, told.st_ino) in seen:
+            continue
+        seen.add((told.st_dev, told.st_ino))
+        for entry in sorted(there.iterdir()):
+            if entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(str(entry))
+            elif entry.is_file():
+                yield fs.info(str(entry))
+
+
+def _is_code(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether a `.ts` is TypeScript: MPEG transport streams begin each packet of 188 bytes alike."""
+    if not path.lower().endswith(".ts"):
+        return False
+    begin = bytes(fs.cat_file(path, start=0, end=_PACKET + 1))
+    return begin[:1] != _SYNC or begin[_PACKET:] not in (b"", _SYNC)
 
 
 def is_video_name(path: str) -> bool:
@@ -151,9 +187,10 @@ def _manifest(
     folder = posixpath.dirname(_uri(fs, path))
 
     def beside(uri: str) -> str:
-        if "://" not in uri and not posixpath.isabs(uri):
-            return posixpath.join(folder, uri)
-        return uri
+        if "://" in uri:
+            return uri
+        joined = posixpath.join(folder, uri)
+        return joined if "://" in joined else posixpath.normpath(joined)
 
     def stat(row: dict[str, Any]) -> Video:
         uri = beside(str(row["uri"]))
@@ -198,8 +235,7 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
         with fs.open(path, "rb") as stream:
             for number, row in enumerate(rows(stream), 1):
                 _demand_uri(row)
-                if row["uri"] is None:
-                    raise UserError(f"manifest {name}: row {number} has no uri")
+                _check_row(f"manifest {name}: row {number}", row)
                 yield row
     except LookupError as error:
         raise UserError(f"manifest {name} {error.args[0]}") from None
@@ -209,6 +245,22 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
         raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
     except OSError as error:
         raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None
+
+
+def _check_row(where: str, row: dict[str, Any]) -> None:
+    """UserError for what would only show when the video is done, or be written where nobody looks."""
+    if row["uri"] is None:
+        raise UserError(f"{where} has no uri")
+    for name in ("uri", "corpus", "transcript_uri"):
+        if not isinstance(row.get(name), str | None):
+            raise UserError(f"{where}: {name} {row[name]!r} is no text")
+    corpus, size = row.get("corpus"), row.get("size")
+    if corpus is not None and not re.fullmatch(CORPUS_NAME, corpus):
+        raise UserError(
+            f"{where}: corpus {corpus!r} may hold letters, digits, '.', '_' and '-' only"
+        )
+    if size is not None and not (isinstance(size, int) and size >= 0):
+        raise UserError(f"{where}: size {size!r} is no number of bytes")
 
 
 def _demand_uri(columns: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from emolake.pipeline.storage.traffic import count, count_requests
 
 PARTIAL_SUFFIX = ".partial"
 _S3 = ("s3", "s3a")
+_CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PATIENT = {"retries": {"mode": "standard", "max_attempts": 8}}
 """botocore's retries with backoff and jitter, a few more than its own three: a job of a night meets
 an object store at its worst. `--storage-option config_kwargs...` replaces them."""
@@ -30,12 +32,18 @@ class Storage:
 
     def locate(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """File system and path of a URI; UserError where no file system can be had for it."""
-        protocol = fsspec.utils.get_protocol(uri)
+        # A name may hold `::`, which fsspec takes for a chain of file systems: it is one where a URI follows.
+        plain = "::" in uri and not _CHAINED.search(uri)
+        protocol = "file" if plain and "://" not in uri else fsspec.utils.get_protocol(uri)
         options = {} if protocol in ("file", "local") else dict(self.options)
         if protocol in _S3:
             options = {"config_kwargs": _PATIENT} | options
         try:
-            fs, path = fsspec.core.url_to_fs(uri, **options)
+            if plain:
+                fs = fsspec.filesystem(protocol, **options)
+                path = str(fs._strip_protocol(uri))
+            else:
+                fs, path = fsspec.core.url_to_fs(uri, **options)
             if protocol in _S3:
                 _connect(fs, uri)
         except (ValueError, ImportError, TypeError) as error:

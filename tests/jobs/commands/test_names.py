@@ -56,6 +56,7 @@ def test_a_manifest_may_point_up_and_at_nothing(
     uris = ["../a.mp4", "../lists/../a.mp4", "y" * 1000, "nosuch://x/y.mp4", "\x00.mp4", ""]
     manifest = tmp_path / "lists" / "m.jsonl"
     manifest.write_text("".join(json.dumps({"uri": uri}) + "\n" for uri in uris))
-    assert main(["plan", str(manifest), "--output", str(tmp_path / "out"), "--json"]) == 0
+    quietly = ("--json", "--quiet")
+    assert main(["plan", str(manifest), "--output", str(tmp_path / "out"), *quietly]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["videos"]["total"] == len(uris) - 1, "two ways to one file are one video"

@@ -1,0 +1,135 @@
+"""Names as archives have them: what exists is found exactly once, and read from where it is."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emolake.pipeline.corpus.listing import find_videos
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.storage.files import Storage
+from tests.conftest import S3
+
+PARTS = [*"aZ0 #?%[]{}*!&;'\"~^$@+=,.-_é", "e\u0301", "日", "::", "%20", "..", "\t"]
+NASTY = (
+    st.lists(st.sampled_from(PARTS), min_size=1, max_size=8)
+    .map("".join)
+    .filter(lambda name: not name.startswith("."))
+)
+PLAIN = Storage()
+
+
+def uris(*inputs: object, storage: Storage = PLAIN) -> list[str]:
+    return [
+        row["uri"]
+        for table in find_videos(map(str, inputs), storage)
+        for row in table.to_pylist()
+        if row["missing"] is None
+    ]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(folder=NASTY, name=NASTY, ending=st.sampled_from([".mp4", ".MKV"]))
+def test_any_name_is_found_by_folder_by_itself_and_by_manifest(
+    folder: str, name: str, ending: str
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        there = Path(root) / folder
+        there.mkdir()
+        film = there / f"{name}{ending}"
+        film.write_bytes(name.encode())
+        manifest = Path(root) / "list.jsonl"
+        manifest.write_text(json.dumps({"uri": f"{folder}/{name}{ending}"}) + "\n")
+        told = {
+            "its folder": uris(there),
+            "its folder, with a slash": uris(f"{there}/"),
+            "its name": uris(film),
+            "a manifest": uris(manifest),
+        }
+        assert told == {by: [str(film)] for by in told}
+        fs, path = Storage().locate(str(film))
+        assert fs.cat_file(path) == name.encode()
+
+
+def test_keys_of_an_object_store_are_found_as_they_are_called(s3: S3) -> None:
+    fs = s3.fs()
+    names = ["std::vector.mp4", "a b#c?d%20.mp4", "Talk [dQw4w9WgXcQ].mp4", "é.mp4", "e\u0301.mp4"]
+    for name in names:
+        fs.pipe_file(f"{s3.bucket}/nasty/{name}", name.encode())
+    storage = Storage({"endpoint_url": s3.endpoint, "key": "k", "secret": "s"})
+    found = uris(f"s3://{s3.bucket}/nasty/", storage=storage)
+    assert sorted(found) == sorted(f"s3://{s3.bucket}/nasty/{name}" for name in names)
+    for uri in found:
+        assert uris(uri, storage=storage) == [uri]
+        there, path = storage.locate(uri)
+        assert there.cat_file(path).decode() == uri.rpartition("/")[2]
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for folder in (corpus / "b", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+    (corpus / "b" / "own.mp4").write_bytes(b"x")
+    (elsewhere / "deep" / "other.mp4").write_bytes(b"y")
+    (corpus / "a").symlink_to(corpus / "b")  # before the folder itself, by name
+    (corpus / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(corpus)
+    (corpus / "gone").symlink_to(tmp_path / "nowhere")
+    assert sorted(uris(corpus)) == [
+        str(corpus / "b" / "own.mp4"),
+        str(corpus / "linked" / "deep" / "other.mp4"),
+    ]
+
+
+def test_typescript_is_no_transport_stream(tmp_path: Path) -> None:
+    (tmp_path / "app.ts").write_text("export const answer: number = 42;\n" * 20)
+    (tmp_path / "talk.ts").write_bytes((b"\x47" + bytes(187)) * 3)
+    assert uris(tmp_path) == [str(tmp_path / "talk.ts")]
+
+
+def test_a_pattern_still_is_one_where_nothing_is_called_so(tmp_path: Path) -> None:
+    for name in ("a1.mp4", "a2.mp4", "b1.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [Path(u).name for u in uris(tmp_path / "a[12].mp4")] == ["a1.mp4", "a2.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"corpus": "x/../../elsewhere"}, "row 2: corpus 'x/../../elsewhere' may hold"),
+        ({"corpus": "a/b"}, "may hold letters"),
+        ({"corpus": 7}, "corpus 7 is no text"),
+        ({"transcript_uri": 12}, "transcript_uri 12 is no text"),
+        ({"size": "ten"}, "size 'ten' is no number of bytes"),
+        ({"size": -1}, "size -1 is no number"),
+        ({"uri": None}, "row 2 has no uri"),
+    ],
+)
+def test_a_manifest_that_would_write_elsewhere_or_break_a_run_is_refused(
+    row: dict, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    rows = [{"uri": "a.mp4"}, {"uri": "a.mp4"} | row]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UserError, match="manifest") as caught:
+        uris(manifest)
+    assert told in str(caught.value)
+
+
+def test_two_ways_to_one_file_are_one_video_where_size_and_etag_are_told_too(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x.mp4").write_bytes(b"x")
+    names = ["real/x.mp4", "real/../real/x.mp4", "./real//x.mp4"]
+    table = pa.table({"uri": names, "size": [1, 1, 1], "etag": ["e"] * 3})
+    pq.write_table(table, tmp_path / "m.parquet")
+    rows = [r for t in find_videos([str(tmp_path / "m.parquet")], Storage()) for r in t.to_pylist()]
+    assert len({row["video_id"] for row in rows}) == 1
+    assert {row["uri"] for row in rows} == {str(tmp_path / "real" / "x.mp4")}
