@@ -35,8 +35,8 @@ Data: `{Path(config.data.train).name}`, {train} labelled pictures; every face fo
 its five points and cut as the face stage cuts it. Seed {config.seed}. Stages:
 {stages}
 
-A clip is several augmented views of one picture: the model has seen motion of the camera, never of
-an expression.
+Where the table has votes, what was learnt is what all who voted saw. A clip is several augmented views of
+one picture: the model has seen the camera move and mouths move as in speech, never an expression change.
 
 ## How well it does
 On `{Path(config.data.valid).name}` ({scores.n} pictures, also used to choose the weights and to fit the
@@ -47,8 +47,8 @@ UAR {_percent(scores.uar)}, macro F1 {_percent(scores.macro_f1)}, ECE {scores.ec
 | --- | --- | --- | --- |
 {recalls}
 
-People agree with FER2013's labels about 65 +- 5 % of the time (Goodfellow et al. 2013), so a figure
-near that is near the labels' own ceiling.
+`emolake evaluate` tells these with their intervals, what one of the people who voted would score, how much
+blur, noise and the like cost, and what abstaining brings.
 
 ## Where it fails
 - The labels it confuses are in the table above; the rare ones suffer most.
