@@ -92,7 +92,7 @@ class Tally:
                 "busy_seconds": round(busy, 3),
                 "rows_per_busy_second": round(rows[stage] / max(busy, 1e-9), 2),
                 "workers": workers,
-                "busy_fraction": round(busy / max(self.elapsed * workers, 1e-9), 3),
+                "busy_fraction": round(busy / max(self.elapsed * workers, 1e-9), 6),
             }
         return told
 

@@ -34,7 +34,7 @@ VIDEO_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "etag")
 _STAT_THREADS = 32
-_PACKET, _SYNC = 188, b"\x47"
+_TELLING = 256  # bytes
 _ROWS_AT_ONCE = 8192
 
 
@@ -133,11 +133,13 @@ def _files_on_disk(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[dict[st
 
 
 def _is_code(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether a `.ts` is TypeScript: MPEG transport streams begin each packet of 188 bytes alike."""
+    """Whether a `.ts` is TypeScript: it begins as text does, and no damaged transport stream so."""
     if not path.lower().endswith(".ts"):
         return False
-    begin = bytes(fs.cat_file(path, start=0, end=_PACKET + 1))
-    return begin[:1] != _SYNC or begin[_PACKET:] not in (b"", _SYNC)
+    begin = bytes(fs.cat_file(path, start=0, end=_TELLING)).decode("utf-8", "replace")
+    return bool(begin) and all(
+        sign.isprintable() or sign.isspace() for sign in begin.rstrip("\ufffd")
+    )
 
 
 def is_video_name(path: str) -> bool:

@@ -86,10 +86,19 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     ]
 
 
-def test_typescript_is_no_transport_stream(tmp_path: Path) -> None:
-    (tmp_path / "app.ts").write_text("export const answer: number = 42;\n" * 20)
-    (tmp_path / "talk.ts").write_bytes((b"\x47" + bytes(187)) * 3)
-    assert uris(tmp_path) == [str(tmp_path / "talk.ts")]
+def test_typescript_is_no_transport_stream_and_a_damaged_stream_still_is_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "app.ts").write_text("export const answer: string = 'ja, café';\n" * 20)
+    (tmp_path / "edge.ts").write_bytes(b"//" + b"x" * 253 + "é".encode())  # cut within a letter
+    streams = {
+        "damaged.ts": bytes(range(256)) * 4,
+        "empty.ts": b"",
+        "talk.ts": (b"\x47" + bytes(187)) * 3,
+    }
+    for name, data in streams.items():
+        (tmp_path / name).write_bytes(data)
+    assert [Path(uri).name for uri in uris(tmp_path)] == list(streams)
 
 
 def test_a_pattern_still_is_one_where_nothing_is_called_so(tmp_path: Path) -> None:
