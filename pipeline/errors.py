@@ -1,4 +1,12 @@
-"""The project's errors: one small tree. A video's error carries the reason that lands in the ledger."""
+"""The project's errors, one small tree:
+
+EmolakeError
+  UserError         the user's mistake: one line, exit code 2, nothing was started
+  JobFailed         the job cannot go on: exit code 1, what was committed stays
+  VideoError        one video's, with the reason that lands in the ledger; the job goes on
+  lake.LeaseLost    another run has the output by now
+  lake.FilesChanged files went while they were read: read again
+"""
 
 from __future__ import annotations
 
