@@ -41,8 +41,8 @@ class Jitter:
     brightness: float = 0.15
     erase: float = 0.25
     blur: float = 0.15
-    shrink: float = 0.3
-    least_pixels: int = 10  # a shrunk crop's side
+    shrink: float = 0.4
+    least_pixels: int = 8  # a shrunk crop's side
     noise: float = 0.15
     most_noise: float = 0.06  # standard deviation
     compress: float = 0.25

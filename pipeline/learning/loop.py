@@ -90,8 +90,8 @@ def train_stage(
     report: Callable[[dict[str, float]], None] = lambda _: None,
     tensorboard: bool = False,
 ) -> Scores:
-    """Trains `module` (a Trainable) in place and leaves it with the averaged weights of best validation
-    UAR.
+    """Trains `module` (a Trainable) in place and leaves it with the averaged weights of the best sum of
+    validation accuracy and UAR: either alone is won by an epoch that gave the other away.
 
     Data order, frame count and augmentation of a step follow from (seed, step) alone, and the
     checkpoint holds weights, average, optimizer and step, so a killed run goes on as if it had not
@@ -156,8 +156,8 @@ def train_stage(
                 f"{stage.name}: epoch {step // per_epoch}/{stage.epochs}, loss {loss:.3f}, "
                 f"war {measured.war:.4f}, uar {measured.uar:.4f}, {elapsed:.0f} s"
             )
-            if measured.uar > best:
-                best = measured.uar
+            if measured.war + measured.uar > best:
+                best = measured.war + measured.uar
                 if team.leads:
                     _save(average.module, best_file)
         if metrics is not None:
