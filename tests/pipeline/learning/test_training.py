@@ -440,7 +440,7 @@ def test_parts_of_a_batch_and_recomputed_activations_train_alike(tables, tmp_pat
         tune(TuneConfig(**config), tmp_path / name, lambda _: None)
         lines = (tmp_path / name / "training" / "adapt-metrics.jsonl").read_text().splitlines()
         told[name] = [json.loads(line)["loss"] for line in lines]
-    assert told["whole"][0] != pytest.approx(told["whole"][1], rel=1e-2)
+    assert told["whole"][0] != pytest.approx(told["whole"][1], rel=4e-3)
     np.testing.assert_allclose(told["parts"], told["whole"], rtol=2e-3)
 
 
