@@ -12,7 +12,7 @@ from pathlib import Path
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options
 from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
-from emolake.pipeline.corpus.planning import Asked, Plan, make_plan, refuse_other_configuration
+from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.brought import checkpoint_file, identity_models
 from emolake.pipeline.faces.needs import Needs
@@ -62,12 +62,8 @@ class Setting:
     def needs(self) -> Needs:
         return needs_of(self.models, self.config)
 
-    def plan(self, videos: Shards) -> Plan:
-        return make_plan(videos, self.ledger(), self.config, self.config_hash, self.asked)
-
-    def refuse_other_configuration(self) -> None:
-        if not self.asked.reprocess:
-            refuse_other_configuration(self.ledger(), self.config_hash)
+    def plan(self, videos: Shards, ledger: Shards) -> Plan:
+        return make_plan(videos, ledger, self.config, self.config_hash, self.asked)
 
     def ledger(self) -> Shards:
         try:

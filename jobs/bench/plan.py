@@ -21,6 +21,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.ledger import ledger_shards
 from emolake.pipeline.lake.schema import ANNOTATIONS, LISTED_ROW, sort_keys
 from emolake.pipeline.storage.files import Storage
@@ -36,9 +37,10 @@ def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
     lake = Lake.at(str(scratch / "lake"), Storage())
     stamp = RunStamp("bench", "2026-01-01", "bench")
     videos = [Video(f"/archive/{k:06d}.mp4", 1000, "1") for k in range(_COMMITS * _VIDEOS_A_COMMIT)]
+    lease = Lease.acquire(lake, "bench")
     for at in range(0, len(videos), _VIDEOS_A_COMMIT):
         rows = [_segment(video) for video in videos[at : at + _VIDEOS_A_COMMIT]]
-        commit_segments(lake, rows, stamp, _no_fence)
+        commit_segments(lake, rows, stamp, lease.fence)
 
     listed = Shards(LISTED_ROW)
     listed.add(pa.Table.from_pylist([video.row() for video in videos], LISTED_ROW))
@@ -52,7 +54,8 @@ def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
         return table.group_by("emotion").aggregate([("emotion", "count")]).num_rows
 
     before = {work.__name__: _best(work) for work in (plan, count)}
-    done = compact(lake, _no_fence, _LARGE)
+    done = compact(lake, lease.fence, _LARGE)
+    lease.release()
     after = {work.__name__: _best(work) for work in (plan, count)}
     yield less_is_better(
         "planning 4,000 videos, compacted / 1,000 commits", after["plan"], before["plan"], "s", 2.0
@@ -152,7 +155,3 @@ def _segment(video: Video, windows: int = _WINDOWS) -> dict[str, Any]:
         "duration_s": 60.0, "fps": 25.0, "width": 640, "height": 360, "codec": "h264",
         "failed": False, "n_dropped_tracks": 0, "tracks": [track], "annotations": annotations,
     }  # fmt: skip
-
-
-def _no_fence() -> None:
-    return

@@ -25,7 +25,8 @@ from emolake.jobs.bench.store import watched_ray
 from emolake.jobs.setting import ChosenModel
 from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import Video, find_videos
-from emolake.pipeline.lake.layout import LEDGER, Lake, new_commit_id
+from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.schema import VIDEOS
 from emolake.pipeline.models.catalog import DEFAULT_MODEL
 from emolake.pipeline.storage.files import Storage
@@ -82,7 +83,7 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
     done = int(count * _DONE)
     uris = []
     for start in range(0, count, _ROWS_A_FILE):
-        commit = new_commit_id()
+        commit = new_commit_id(1)
         rows = []
         for k in range(start, min(start + _ROWS_A_FILE, count)):
             video = Video(str(folder / f"{k:07d}{clip.suffix}"), size, "1")
@@ -94,7 +95,7 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
                 {
                     "video_id": video.video_id, "uri": video.uri, "size": size, "segment": 0,
                     "n_segments": 1, "state": "annotated", "duration_s": 4.0, "n_tracks": 1,
-                    "n_windows": 2, "commit_id": commit, "run_id": "bench", "attempt": 1,
+                    "n_windows": 2, "commit_id": commit, "run_id": "bench", "attempt": 1, "lease": 1,
                     "config_hash": config_hash, "schema_version": 1,
                     "finished_at": 1_700_000_000_000_000 + k,
                 }

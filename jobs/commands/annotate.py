@@ -52,7 +52,6 @@ def run(options: Options) -> int:
     run_id = _run_id(options.run_id)
     setting = read_setting(options)
     videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
-    setting.refuse_other_configuration()
     refuse_other_run(setting.lake, run_id, setting.config_hash)
     iceberg, catalog = setting.config.iceberg, None
     if iceberg.catalog:
@@ -60,7 +59,7 @@ def run(options: Options) -> int:
     started = datetime.now(UTC)
     run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
     try:
-        lease = Lease.acquire(setting.lake, run_id)
+        lease = Lease.acquire(setting.lake, run_id, say=Progress(0, quiet=options.quiet).say)
     except OSError as error:
         raise UserError(
             f"output {setting.lake.uri} cannot be written: {in_a_line(error, 300)}"
@@ -91,8 +90,8 @@ def _run(
     setting: Setting, run: RunStamp, videos: Shards, fence: Fence, progress: Progress
 ) -> dict[str, Any]:
     clock = time.monotonic()
-    recover(setting.lake, fence)
-    plan = setting.plan(videos)
+    ledger = recover(setting.lake, fence)
+    plan = setting.plan(videos, ledger)
     progress.total = plan.todo.num_rows
     progress.tally.started = time.monotonic()
     if plan.todo.num_rows:
@@ -102,10 +101,10 @@ def _run(
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
         _annotate(setting, run, plan, fence, progress)
-        recover(setting.lake, fence)
+        ledger = recover(setting.lake, fence, own=True)
     else:
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
-    return _result(setting, run, plan, progress, time.monotonic() - clock)
+    return _result(setting, run, plan, ledger, progress, time.monotonic() - clock)
 
 
 def _annotate(
@@ -147,9 +146,13 @@ def _annotate(
 
 
 def _result(
-    setting: Setting, run: RunStamp, plan: Plan, progress: Progress, wall_seconds: float
+    setting: Setting,
+    run: RunStamp,
+    plan: Plan,
+    ledger: Shards,
+    progress: Progress,
+    wall_seconds: float,
 ) -> dict[str, Any]:
-    ledger = setting.ledger()
     count = Counter[str]()
     for todo, rows in together(plan.todo, ledger):
         tried = rows.filter(pc.is_in(rows["video_id"], todo["video_id"]))

@@ -38,7 +38,8 @@ def run(options: Options) -> int:
     setting = read_setting(options)
     prices = Prices.read(options.prices) if options.prices else None
     sample = _sample(options.estimate, setting) if options.estimate else None
-    plan = setting.plan(Shards.of(LISTED_ROW, find_videos(options.input, setting.storage)))
+    videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
+    plan = setting.plan(videos, setting.ledger())
     result: dict[str, Any] = {
         "output": setting.lake.uri,
         "model": setting.models[0].told,

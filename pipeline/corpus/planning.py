@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import PASSING_REASONS, UserError
@@ -99,14 +98,6 @@ def _todo(
         else:
             skipped["failed before" if state.state == "failed" else "done"] += 1
     return pa.Table.from_pylist(rows, VIDEO_ROW)
-
-
-def refuse_other_configuration(ledger: Shards, config_hash: str) -> None:
-    """UserError where the output holds rows of another configuration that still count."""
-    for part in ledger.parts():
-        # What is stale does not matter, but telling it apart takes time.
-        if pc.any(pc.not_equal(part["config_hash"], config_hash)).as_py():
-            _refuse_other_configuration(ledger_of(part), config_hash)
 
 
 def _retryable(state: VideoState, max_attempts: int, retry_failed: bool) -> list[int]:

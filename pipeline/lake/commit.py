@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from emolake.pipeline.lake.layout import LEDGER, Lake, new_commit_id
-from emolake.pipeline.lake.schema import ANNOTATIONS, SCHEMA_VERSION, TRACKS, VIDEOS, sort_keys
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
+from emolake.pipeline.lake.lease import Fence, LeaseLost
+from emolake.pipeline.lake.order import new_commit_id
+from emolake.pipeline.lake.schema import (
+    ANNOTATIONS,
+    SCHEMA_VERSION,
+    TABLES,
+    TRACKS,
+    VIDEOS,
+    sort_keys,
+)
 
 
 @dataclass(frozen=True)
@@ -22,25 +30,19 @@ class RunStamp:
     config_hash: str
 
 
-def commit_segments(
-    lake: Lake, rows: list[dict[str, Any]], run: RunStamp, fence: Callable[[], None]
-) -> None:
-    """Commits segments (rows of schema.ANNOTATED_ROW), ledger last.
-
-    `fence` is called right before the ledger is written and raises where this run has lost its
-    lease; what was written by then is an orphan that recovery removes.
-    """
+def commit_segments(lake: Lake, rows: list[dict[str, Any]], run: RunStamp, fence: Fence) -> None:
+    """Commits segments (rows of schema.ANNOTATED_ROW), ledger last. LeaseLost where the run has lost the
+    output meanwhile."""
     by_corpus: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_corpus.setdefault(row["corpus"], []).append(row)
     for corpus, members in sorted(by_corpus.items()):
-        commit_id = new_commit_id()
         tables = {
             "annotations": _table(_annotations(members, run), ANNOTATIONS),
             "tracks": _table(_tracks(members, run), TRACKS),
-            LEDGER: _table(_ledger(members, run, commit_id), VIDEOS),
+            LEDGER: _table(_ledger(members, run, fence.number), VIDEOS),
         }
-        write_commit(lake, tables, corpus, run.date, commit_id, fence)
+        write_commit(lake, tables, corpus, run.date, new_commit_id(fence.number), fence)
 
 
 def write_commit(
@@ -49,25 +51,39 @@ def write_commit(
     corpus: str,
     date: str,
     commit_id: str,
-    fence: Callable[[], None],
+    fence: Fence,
 ) -> None:
-    """The commit protocol: data files in any order, then the fence, then the ledger file.
+    """The commit protocol: data files in any order, then the fence, then the ledger file, which is created
+    and never written over. tables: by name; the ledger's rows get this commit's id.
 
-    A writer that fails, or that the fence stops, takes its data files away again: whoever owns the
-    output by then may have ended, and nobody else would.
+    There is always a data file: by it a recovery that takes the output over finds what this writer was
+    about to do, and takes the ledger file's place first. A writer that fails before the ledger file, or
+    whose place is taken, takes its data files away again: whoever owns the output by then may have ended,
+    and nobody else would. Where it is unknown whether the ledger file came to be they stay, for recovery.
     """
-    written = []
+    data = {name: tables[name] for name in DATA_TABLES if name in tables and tables[name].num_rows}
+    if not data:
+        data = {name: TABLES[name].empty_table() for name in DATA_TABLES[:1]}
+    ledger = tables[LEDGER]
+    at = ledger.schema.get_field_index("commit_id")
+    named = pa.array([commit_id] * ledger.num_rows, pa.string())
+    ledger = ledger.set_column(at, ledger.schema.field(at), named)
+    paths = {name: lake.data_path(name, corpus, date, commit_id) for name in (*data, LEDGER)}
+    begun = False
     try:
-        for name, table in tables.items():
-            if name != LEDGER and table.num_rows:
-                written.append(lake.data_path(name, corpus, date, commit_id))
-                lake.write_table(written[-1], table)
+        for name, table in data.items():
+            lake.write_table(paths[name], table)
         fence()
+        begun = True
+        if not lake.create_table(paths[LEDGER], ledger):
+            begun = False
+            raise LeaseLost(
+                f"lease {fence.number} on {lake.uri} was lost: its work was cleared away"
+            )
     except Exception:
-        for path in written:
-            lake.remove(path)
+        if not begun:
+            lake.remove(paths[name] for name in data)
         raise
-    lake.write_table(lake.data_path(LEDGER, corpus, date, commit_id), tables[LEDGER])
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -92,11 +108,11 @@ def _annotations(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, An
 def _tracks(rows: list[dict[str, Any]], run: RunStamp) -> list[dict[str, Any]]:
     out = []
     for row in rows:
+        windows: dict[int, list[dict[str, Any]]] = {}
+        for annotation in first_model(row["annotations"]):
+            windows.setdefault(annotation["track_id"], []).append(annotation)
         for track in row["tracks"]:
-            windows = [
-                a for a in first_model(row["annotations"]) if a["track_id"] == track["track_id"]
-            ]
-            scores = time_weighted_scores(windows)
+            scores = time_weighted_scores(windows.get(track["track_id"], []))
             if scores:
                 emotion = max(scores, key=lambda label: scores[label])
                 told = {"dominant_emotion": emotion, "emotion_scores": list(scores.items())}
@@ -127,7 +143,7 @@ def time_weighted_scores(annotations: list[dict[str, Any]]) -> dict[str, float]:
     return {label: value / weight for label, value in total.items()}
 
 
-def _ledger(rows: list[dict[str, Any]], run: RunStamp, commit_id: str) -> list[dict[str, Any]]:
+def _ledger(rows: list[dict[str, Any]], run: RunStamp, lease: int) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
     copied = ("size", "n_segments", "reason", "detail", "duration_s", "fps", "width", "height")
     return [
@@ -139,10 +155,10 @@ def _ledger(rows: list[dict[str, Any]], run: RunStamp, commit_id: str) -> list[d
             "n_tracks": len(row["tracks"]),
             "n_windows": len(first_model(row["annotations"])),
             "n_dropped_tracks": row["n_dropped_tracks"],
-            "commit_id": commit_id,
             "finished_at": now,
             "attempt": row["attempt"],
             "config_hash": run.config_hash,
+            "lease": lease,
         }
         for row in rows
     ]

@@ -1,22 +1,27 @@
 """Many small commits -> few large ones, by the same commit protocol.
 
-A group of commits of one partition is committed anew as one; then the old data files go, then the
-old ledger files. Rows keep their `finished_at`, and a later commit id breaks the tie, so from the
-moment the new ledger file stands the old rows are stale: killed at any step, the next settling
+Commits of one partition are committed anew as one; then the old data files go, then the old ledger
+files. Rows keep the lease they were written under and the new commit's id orders behind those it replaces,
+so from the moment the new ledger file stands the old rows are stale: killed at any step, the next settling
 finishes the work. A reader of the ledger sees each row once all the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from emolake.pipeline.lake.commit import write_commit
-from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
-from emolake.pipeline.lake.recovery import remove_orphans, remove_stale_rows
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
+from emolake.pipeline.lake.lease import Fence
+from emolake.pipeline.lake.order import new_commit_id
+from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES, sort_keys
+
+_MERGED_BYTES = 1 << 30
+"""Of rows in memory: what is merged at once, however well it packs. Arrow's strings end at 2 GiB a column."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,16 @@ class Compacted:
     files_after: int
 
 
-def compact(lake: Lake, fence: Callable[[], None], target_bytes: int) -> Compacted:
+def compact(lake: Lake, fence: Fence, target_bytes: int) -> Compacted:
     """Merges the commits of each partition into files of about `target_bytes` (of the largest table).
 
     Needs the lease, since it settles what a crash left first.
     """
     before = sum(len(lake.files(name)) for name in TABLES)
-    remove_orphans(lake)
-    remove_stale_rows(lake, fence)
-    for group in list(_groups(lake, target_bytes)):
-        _merge(lake, group, fence)
+    recover(lake, fence)
+    with fence.held():
+        for group in list(_groups(lake, target_bytes)):
+            _merge(lake, group, fence)
     return Compacted(before, sum(len(lake.files(name)) for name in TABLES))
 
 
@@ -55,7 +60,9 @@ def _groups(lake: Lake, target_bytes: int) -> Iterator[list[Commit]]:
         group: list[Commit] = []
         held = 0
         for _, commit in sorted(partition.items()):
-            size = max(lake.fs.size(file.path) or 0 for file in commit.values())
+            if LEDGER not in commit:
+                continue  # its writer may be at work, or dead: recovery's business
+            size = max(file.size for file in commit.values())
             if group and held + size > target_bytes:
                 yield from [group] if len(group) > 1 else []
                 group, held = [], 0
@@ -65,21 +72,37 @@ def _groups(lake: Lake, target_bytes: int) -> Iterator[list[Commit]]:
             yield group
 
 
-def _merge(lake: Lake, group: list[Commit], fence: Callable[[], None]) -> None:
-    commit_id = new_commit_id()
-    tables: dict[str, pa.Table] = {}
-    for name in (*DATA_TABLES, LEDGER):
-        parts = [lake.read_table(commit[name]) for commit in group if name in commit]
-        if parts:
-            order = [(key, "ascending") for key in sort_keys(TABLES[name])]
-            tables[name] = pa.concat_tables(parts).sort_by(order)
-    at = tables[LEDGER].schema.get_field_index("commit_id")
-    renamed = pa.array([commit_id] * tables[LEDGER].num_rows, pa.string())
-    tables[LEDGER] = tables[LEDGER].set_column(at, tables[LEDGER].schema.field(at), renamed)
-    where = group[0][LEDGER]
-    write_commit(lake, tables, where.corpus, where.date, commit_id, fence)
-    fence()
+def _merge(lake: Lake, group: list[Commit], fence: Fence) -> None:
+    """One commit of many, or a few where their rows are too many to hold."""
+    read = lake.read_tables(file for commit in group for file in commit.values())
+    taken: list[tuple[Commit, dict[str, pa.Table]]] = []
+    held = 0
     for commit in group:
-        for name in (*DATA_TABLES, LEDGER):
-            if name in commit:
-                lake.remove(commit[name].path)
+        tables = {file.table: table for file, table in (next(read) for _ in commit)}
+        if not tables[LEDGER].num_rows:
+            continue  # the place of a dead writer's ledger file, which stays taken
+        size = sum(table.nbytes for table in tables.values())
+        if held + size > _MERGED_BYTES:
+            _replace(lake, taken, fence)
+            taken, held = [], 0
+        taken.append((commit, tables))
+        held += size
+    _replace(lake, taken, fence)
+
+
+def _replace(lake: Lake, taken: list[tuple[Commit, dict[str, pa.Table]]], fence: Fence) -> None:
+    if len(taken) < 2:
+        return
+    merged = {}
+    for name in (*DATA_TABLES, LEDGER):
+        order = [(key, "ascending") for key in sort_keys(TABLES[name])]
+        parts = [tables[name] for _, tables in taken if name in tables]
+        if parts:
+            merged[name] = pa.concat_tables(parts).sort_by(order)
+    commits = [commit for commit, _ in taken]
+    where = commits[0][LEDGER]
+    commit_id = new_commit_id(fence.number, [commit[LEDGER].commit_id for commit in commits])
+    write_commit(lake, merged, where.corpus, where.date, commit_id, fence)
+    fence()
+    for names in (DATA_TABLES, (LEDGER,)):
+        lake.remove(commit[name].path for commit in commits for name in names if name in commit)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-import secrets
-import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +14,14 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from emolake.pipeline.lake.schema import TABLES, sort_keys
-from emolake.pipeline.storage.files import PARTIAL_SUFFIX, Storage, is_local, write_whole
+from emolake.pipeline.storage.files import (
+    PARTIAL_SUFFIX,
+    Storage,
+    create_exclusively,
+    is_local,
+    remove_all,
+    write_whole,
+)
 from emolake.pipeline.storage.traffic import count
 
 DATA_TABLES = ("annotations", "tracks")
@@ -25,13 +33,18 @@ _DATA_FILE = re.compile(
     r"/(?P<table>annotations|tracks|videos)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
     r"(?P<commit_id>[^/.][^/]*)\.parquet$"
 )
+_PARTIAL = re.compile(
+    r"/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX) + "$"
+)
+_AT_ONCE = 16  # requests
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a commit."""
+    """One Parquet file of a commit. size: in bytes, as listed."""
 
     path: str
+    size: int
     table: str
     corpus: str
     date: str
@@ -61,25 +74,25 @@ class Lake:
         """All files of a table by listing, unfinished ones left out."""
         self.fs.invalidate_cache()
         try:
-            paths = self.fs.find(self.path(table))
+            found = self.fs.find(self.path(table), detail=True)
         except FileNotFoundError:
             return []
         files = []
-        for path in paths:
+        for path, told in found.items():
             match = _DATA_FILE.search("/" + path.lstrip("/"))
             if match is not None:
-                files.append(DataFile(path=path, **match.groupdict()))
+                files.append(DataFile(path=path, size=told["size"] or 0, **match.groupdict()))
         return sorted(files, key=lambda f: f.path)
 
-    def partial_files(self) -> list[str]:
-        """Files written aside that never got their name."""
+    def partial_files(self) -> list[tuple[str, str]]:
+        """Files written aside that have no name yet: path and commit id."""
         if not is_local(self.fs):
             return []
         return [
-            path
+            (path, match["commit_id"])
             for table in TABLES
             for path in self.fs.find(self.path(table))
-            if path.endswith(PARTIAL_SUFFIX)
+            if (match := _PARTIAL.search(path)) is not None
         ]
 
     def write_table(self, path: str, table: pa.Table) -> None:
@@ -88,23 +101,36 @@ class Lake:
         By its statistics a reader skips the row groups that cannot hold what it looks for; Bloom filters
         for the rest were measured, and saved nothing (docs/benchmarks.md).
         """
-        buffer = io.BytesIO()
-        order = [(key, "ascending") for key in sort_keys(table.schema)]
-        pq.write_table(
-            table,
-            buffer,
-            compression="zstd",
-            write_statistics=True,
-            write_page_index=True,
-            row_group_size=_ROW_GROUP,
-            sorting_columns=pq.SortingColumn.from_ordering(table.schema, order),
-        )
-        write_whole(self.fs, path, buffer.getvalue())
+        write_whole(self.fs, path, _encoded(table))
+
+    def create_table(self, path: str, table: pa.Table) -> bool:
+        """The same, unless another stands there: then it is left and the answer is False."""
+        return create_exclusively(self.fs, path, _encoded(table))
+
+    def read_tables(
+        self, files: Iterable[DataFile], columns: list[str] | None = None
+    ) -> Iterator[tuple[DataFile, pa.Table]]:
+        """Files with their rows, in order; some are read ahead, few are held."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            ahead: deque[tuple[DataFile, Future[pa.Table]]] = deque()
+            try:
+                for file in files:
+                    ahead.append((file, pool.submit(self.read_table, file, columns)))
+                    if len(ahead) > _AT_ONCE:
+                        first, table = ahead.popleft()
+                        yield first, table.result()
+                while ahead:
+                    first, table = ahead.popleft()
+                    yield first, table.result()
+            finally:
+                for _, table in ahead:
+                    table.cancel()
 
     def read_table(self, file: DataFile, columns: list[str] | None = None) -> pa.Table:
         """A file's rows; a column that came to the schema later is null."""
-        # cat_file is one request; the files are small by design, so no ranged reads are needed.
-        data = self.fs.cat_file(file.path)
+        # One request, since the files are small by design: s3fs asks for the size first unless a start is
+        # given.
+        data = self.fs.cat_file(file.path, start=0)
         count(read=len(data))
         table = pq.read_table(io.BytesIO(data), columns=columns)
         schema = TABLES[file.table]
@@ -115,9 +141,9 @@ class Lake:
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table.select(schema.names).cast(schema)
 
-    def remove(self, path: str) -> None:
-        if self.fs.exists(path):
-            self.fs.rm_file(path)
+    def remove(self, paths: Iterable[str]) -> None:
+        """Those that are there go; in no order."""
+        remove_all(self.fs, paths)
 
     def cannot_write(self, error: OSError) -> str:
         """One line for an output that stopped taking writes in mid-run."""
@@ -125,6 +151,16 @@ class Lake:
         return f"output {self.uri} cannot be written: {words}; mend it, the same command resumes"
 
 
-def new_commit_id() -> str:
-    """Unique, and sortable by the time it was made: 16 hex digits of nanoseconds, 8 at random."""
-    return f"{time.time_ns():016x}-{secrets.token_hex(4)}"
+def _encoded(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    order = [(key, "ascending") for key in sort_keys(table.schema)]
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        write_statistics=True,
+        write_page_index=True,
+        row_group_size=_ROW_GROUP,
+        sorting_columns=pq.SortingColumn.from_ordering(table.schema, order),
+    )
+    return buffer.getvalue()

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
+from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.order import in_order
 from emolake.pipeline.lake.schema import VIDEOS
 from emolake.pipeline.storage.shards import Shards
 
-_ORDER = ("finished_at", "commit_id")
 _SLIM = pa.schema(
     VIDEOS.field(name)
     for name in (
         *("video_id", "uri", "segment", "n_segments", "state", "reason", "attempt"),
-        *("config_hash", "commit_id", "finished_at"),
+        *("config_hash", "commit_id", "finished_at", "lease", "n_windows"),
     )
 )
-_READERS = 16
-_FILES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def read_ledger(lake: Lake) -> Ledger:
     """Reads all ledger files of the output, whole: for those who want every column."""
     extra = [pa.field(n, pa.string()) for n in ("corpus", "date", "path")]
     tables = []
-    for file, table in _tables(lake, VIDEOS.names):
+    for file, table in lake.read_tables(lake.files(LEDGER)):
         for field in extra:
             column = pa.array([getattr(file, field.name)] * table.num_rows, field.type)
             table = table.append_column(field, column)
@@ -63,7 +60,9 @@ def read_ledger(lake: Lake) -> Ledger:
 
 def ledger_shards(lake: Lake) -> Shards:
     """What planning and settling need of every committed row, in bounded memory."""
-    return Shards.of(_SLIM, (table for _, table in _tables(lake, _SLIM.names)))
+    return Shards.of(
+        _SLIM, (table for _, table in lake.read_tables(lake.files(LEDGER), _SLIM.names))
+    )
 
 
 def ledger_parts(shards: Shards) -> Iterator[Ledger]:
@@ -74,22 +73,12 @@ def ledger_parts(shards: Shards) -> Iterator[Ledger]:
 
 def ledger_of(rows: pa.Table) -> Ledger:
     """rows: committed rows, all of each uri that occurs."""
-    rows = rows.sort_by([(name, "ascending") for name in _ORDER])
+    rows = in_order(rows)
     return Ledger(rows.append_column("standing", _standing(rows)))
 
 
-def _tables(lake: Lake, columns: list[str]) -> Iterator[tuple[DataFile, pa.Table]]:
-    """Every ledger file with its rows; many are read at once, few are held."""
-    files = lake.files(LEDGER)
-    with ThreadPoolExecutor(_READERS) as pool:
-        for at in range(0, len(files), _FILES_AT_ONCE):
-            some = files[at : at + _FILES_AT_ONCE]
-            tables = pool.map(lambda file: lake.read_table(file, columns), some)
-            yield from zip(some, tables, strict=True)
-
-
 def _standing(rows: pa.Table) -> pa.Array:
-    """`live`, `pending` or `stale` for rows that stand in time order."""
+    """`live`, `pending` or `stale` for rows that stand in order."""
     order = pa.array(range(rows.num_rows), pa.int64())
     slim = rows.select(["video_id", "uri", "segment", "n_segments"]).append_column("at", order)
     # A version is one object cut one way; of each of its segments the newest row speaks.

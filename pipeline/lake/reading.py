@@ -13,6 +13,7 @@ import pyarrow as pa
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 from emolake.pipeline.lake.layout import LEDGER, Lake
 from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.order import is_rewrite
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
 
@@ -81,7 +82,13 @@ def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Tab
 def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
     """One reading of the ledger and of the files it names; FilesChanged where some are gone by then,
     because compaction has put others in their place."""
+    before = {file.commit_id for file in lake.files(LEDGER)}
     live = read_ledger(lake).live
+    # A listing of a folder is no moment: it may have missed both a commit that went and the one that came
+    # for it. What a run adds meanwhile does not matter.
+    after = {file.commit_id for file in lake.files(LEDGER)}
+    if before - after or any(map(is_rewrite, after - before)):
+        raise FilesChanged(lake.uri)
     if name == LEDGER:
         return live.select(wanted)
     keys = live.select(["commit_id", "video_id", "segment", "n_windows"]).to_pylist()

@@ -1,72 +1,152 @@
-"""Mending a lake: orphans of dead attempts go, stale rows are written out of their files."""
+"""Mending a lake: what dead attempts left goes, rows without their data are done again, stale rows are
+written out of their files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import write_commit
-from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake, new_commit_id
-from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
+from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
+from emolake.pipeline.lake.order import lease_of, new_commit_id
+from emolake.pipeline.lake.schema import VIDEOS
+from emolake.pipeline.storage.shards import Shards
+
+Segments = dict[str, set[tuple[str, int]]]
+"""(video_id, segment) by commit id."""
 
 
-def recover(lake: Lake, fence: Callable[[], None]) -> None:
-    """At a run's start it finishes what a killed one left half done, at its end what it replaced itself."""
-    remove_orphans(lake)
-    remove_stale_rows(lake, fence)
+def recover(lake: Lake, fence: Fence, *, own: bool = False) -> Shards:
+    """At a run's start it finishes what a killed one left half done, at its end what it replaced itself.
+    Returns the ledger as it is then (see `ledger_shards`).
+
+    own: what stands half done under this very lease goes too; only where none of its writes is under way.
+    """
+    with fence.held():
+        data = [file for table in DATA_TABLES for file in lake.files(table)]
+        ledger = ledger_shards(lake)
+        found = _look(lake, ledger, data)
+        _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
+        if found.bereft:
+            _rewrite(lake, found.bereft, fence)
+            ledger = ledger_shards(lake)
+            found = _look(lake, ledger, data)
+        if found.stale:
+            _rewrite(lake, found.stale, fence)
+            ledger = ledger_shards(lake)
+        return ledger
 
 
 def tidy(lake: Lake, run_id: str) -> None:
     """Removes what a failed run left half written, unless another run has the output: it does then.
 
-    The new lease comes first. It fences off any write task that still goes on somewhere, so that no
-    commit ends whose data is being removed.
+    The new lease comes first. It fences off any write task that still goes on somewhere.
     """
     with suppress(UserError, OSError):
-        lease = Lease.acquire(lake, run_id)
+        lease = Lease.acquire(lake, run_id, patient=False)
         try:
-            remove_orphans(lake)
+            data = [file for table in DATA_TABLES for file in lake.files(table)]
+            committed = {file.commit_id for file in lake.files(LEDGER)}
+            _remove_orphans(lake, data, committed, lease.number - 1)
         finally:
             lease.release()
 
 
-def remove_orphans(lake: Lake) -> int:
-    """Deletes data files whose commit has no ledger file, and what a killed write left half done.
-    Call it only while no write is in flight."""
-    data = [file for table in DATA_TABLES for file in lake.files(table)]
-    # The ledger is listed after the data, so a commit that ends in between is not taken for dead.
-    committed = {file.commit_id for file in lake.files(LEDGER)}
-    orphans = [file for file in data if file.commit_id not in committed]
-    for path in [*(file.path for file in orphans), *lake.partial_files()]:
-        lake.remove(path)
-    return len(orphans)
+@dataclass(frozen=True)
+class _Found:
+    """committed: commits with rows in the ledger; stale: rows that were replaced; bereft: rows whose data
+    files are gone."""
+
+    committed: set[str] = field(default_factory=set)
+    stale: Segments = field(default_factory=dict)
+    bereft: Segments = field(default_factory=dict)
 
 
-def remove_stale_rows(lake: Lake, fence: Callable[[], None]) -> int:
-    """Makes a plain glob show no replaced row; returns how many ledger rows went.
+def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
+    found = _Found()
+    held = {
+        table: {file.commit_id for file in data if file.table == table} for table in DATA_TABLES
+    }
+    whole = set.intersection(*held.values())
+    for part in ledger_parts(ledger):
+        rows = part.rows
+        found.committed.update(rows["commit_id"].unique().to_pylist())
+        stale = pc.equal(rows["standing"], "stale")
+        _gather(found.stale, rows.filter(stale))
+        needs = rows.filter(pc.and_(pc.invert(stale), pc.greater(rows["n_windows"], 0)))
+        commits = set(needs["commit_id"].unique().to_pylist()) - whole
+        # A listing may lag; the files themselves do not.
+        lost = {commit for commit in commits if not _is_whole(lake, commit)}
+        if lost:
+            _gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
+    return found
 
-    Per commit with stale rows: its other rows are committed anew (the same protocol), then the old
-    data files go, then the old ledger file. A crash after the new commit leaves two ledger rows for
-    a segment, of which the newer counts, and the next call here finishes the work.
+
+def _gather(segments: Segments, rows: pa.Table) -> None:
+    for row in rows.select(["commit_id", "video_id", "segment"]).to_pylist():
+        segments.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
+
+
+def _is_whole(lake: Lake, commit_id: str) -> bool:
+    return any(
+        file.commit_id == commit_id
+        and all(
+            lake.fs.exists(lake.data_path(table, file.corpus, file.date, commit_id))
+            for table in DATA_TABLES
+        )
+        for file in lake.files(LEDGER)
+    )
+
+
+def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], through: int) -> None:
+    """Deletes data files whose commit has no row in the ledger, and what a killed write left half done, of
+    the leases up to `through`.
+
+    A writer that slept may be about to write its ledger file. So its place is taken first, by an empty one:
+    a ledger file is only ever created, so of the two one fails and knows it. The empty one stays.
     """
-    stale: dict[str, set[tuple[str, int]]] = {}
-    for ledger in ledger_parts(ledger_shards(lake)):
-        for row in ledger.stale.select(["commit_id", "video_id", "segment"]).to_pylist():
-            stale.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
-    if not stale:
-        return 0
+    dead = {
+        file.commit_id: file
+        for file in data
+        if file.commit_id not in committed and lease_of(file.commit_id) <= through
+    }
+    for commit_id, file in dead.items():
+        place = replace(
+            file, table=LEDGER, path=lake.data_path(LEDGER, file.corpus, file.date, commit_id)
+        )
+        if (
+            lake.create_table(place.path, VIDEOS.empty_table())
+            or not lake.read_table(place).num_rows
+        ):
+            lake.remove(f.path for f in data if f.commit_id == commit_id)
+    lake.remove(path for path, commit in lake.partial_files() if lease_of(commit) <= through)
+
+
+def _rewrite(lake: Lake, gone: Mapping[str, set[tuple[str, int]]], fence: Fence) -> None:
+    """Makes a plain glob show none of the segments `gone`.
+
+    Each commit's other rows are committed anew (the same protocol), then the old data files go, then the
+    old ledger file. A crash after the new commit leaves two ledger rows for a segment, of which the newer
+    counts, and the next call here finishes the work.
+    """
     files = {(f.table, f.commit_id): f for t in (*DATA_TABLES, LEDGER) for f in lake.files(t)}
-    for commit_id, gone in sorted(stale.items()):
-        _recommit(lake, commit_id, gone, files, fence)
-        fence()
-        for table in (*DATA_TABLES, LEDGER):
-            if (table, commit_id) in files:
-                lake.remove(files[(table, commit_id)].path)
-    return sum(map(len, stale.values()))
+    for commit_id, segments in sorted(gone.items()):
+        _recommit(lake, commit_id, segments, files, fence)
+    fence()
+    for tables in (DATA_TABLES, (LEDGER,)):
+        lake.remove(
+            files[(table, commit_id)].path
+            for commit_id in gone
+            for table in tables
+            if (table, commit_id) in files
+        )
 
 
 def _recommit(
@@ -74,7 +154,7 @@ def _recommit(
     old_id: str,
     gone: set[tuple[str, int]],
     files: dict[tuple[str, str], DataFile],
-    fence: Callable[[], None],
+    fence: Fence,
 ) -> None:
     """Commits anew what of a commit stays, if anything does. gone: (video_id, segment)."""
     tables = {
@@ -82,14 +162,10 @@ def _recommit(
         for name in (*DATA_TABLES, LEDGER)
         if (name, old_id) in files
     }
-    ledger = tables[LEDGER]
-    if not ledger.num_rows:
+    if LEDGER not in tables or not tables[LEDGER].num_rows:
         return
-    commit_id = new_commit_id()
-    at = ledger.schema.get_field_index("commit_id")
-    renamed = pa.array([commit_id] * ledger.num_rows, pa.string())
-    tables[LEDGER] = ledger.set_column(at, ledger.schema.field(at), renamed)
     old = files[(LEDGER, old_id)]
+    commit_id = new_commit_id(fence.number, [old_id])
     write_commit(lake, tables, old.corpus, old.date, commit_id, fence)
 
 

@@ -148,11 +148,12 @@ VIDEOS = pa.schema(
             ("config_hash", pa.string()),
             ("schema_version", pa.int32()),
         ),
-        *_maybe(("n_dropped_tracks", pa.int32())),
+        *_maybe(("n_dropped_tracks", pa.int32()), ("lease", pa.int64())),
     ]
 )
 """The ledger. Beyond the contract: `attempt`, how often a segment was tried; `config_hash`, under
-which configuration it was done; `n_dropped_tracks`, faces seen for too short a time to keep."""
+which configuration it was done; `n_dropped_tracks`, faces seen for too short a time to keep; `lease`, the
+number of the lease under which the row was written, by which rows are ordered (lake.order)."""
 
 
 def sort_keys(schema: pa.Schema) -> list[str]:

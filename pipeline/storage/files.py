@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from emolake.pipeline.errors import UserError
@@ -69,35 +74,79 @@ def write_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Writes a file that is never seen half: S3 PUTs are whole; elsewhere write aside and rename."""
     count(written=len(data))
     if is_local(fs):
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-        try:
-            with aside.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            aside.replace(file)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with _written_aside(Path(path), data) as aside:
+            aside.replace(path)
     else:
         fs.pipe_file(path, data)
 
 
 def create_exclusively(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Writes `path` only if it is not there (S3: If-None-Match); False if it is.
+    """Writes `path`, whole, only if it is not there (S3: If-None-Match); False if it is.
 
     A write whose answer was lost is sent again and meets itself: what is there is then ours. So
     `data` has to be unlike anybody else's.
     """
+    count(written=len(data))
+    for _ in range(_CONFLICTS):
+        try:
+            if is_local(fs):
+                with _written_aside(Path(path), data) as aside:
+                    os.link(aside, path)
+            else:
+                fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            try:
+                return bytes(fs.cat_file(path)) == data
+            except FileNotFoundError:  # it was, and has gone since
+                return False
+        except OSError as error:
+            if not _in_conflict(error):
+                raise
+            # S3 answers 409 to one of two that come at once, and says nothing about who got it.
+            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311
+            continue
+        return True
+    raise OSError(f"{path}: the store answers 409 to each of {_CONFLICTS} conditional writes")
+
+
+def remove_all(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
+    """Removes those that are there, in no order; of S3's a thousand a request."""
+    paths = list(paths)
     if is_local(fs):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+    elif isinstance(fs, AsyncFileSystem) and not any(map(has_magic, paths)):
+        for at in range(0, len(paths), _REMOVED_TOGETHER):
+            with suppress(FileNotFoundError):
+                fs.rm(paths[at : at + _REMOVED_TOGETHER])
+    else:  # fsspec takes a name with brackets for a pattern
+        for path in paths:
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+
+_REMOVED_TOGETHER = 1000
+_CONFLICTS = 8
+
+
+def _in_conflict(error: OSError) -> bool:
+    told = getattr(error.__cause__, "response", None) or {}
+    return told.get("ResponseMetadata", {}).get("HTTPStatusCode") == 409
+
+
+@contextmanager
+def _written_aside(file: Path, data: bytes) -> Iterator[Path]:
+    """A hidden file beside `file` that holds `data`, on disk; gone afterwards if nobody moved it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        fs.pipe_file(path, data, mode="create")
-    except FileExistsError:
-        return bytes(fs.cat_file(path)) == data
-    return True
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

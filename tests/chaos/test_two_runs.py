@@ -49,10 +49,10 @@ def test_a_paused_holder_that_wakes_up_commits_nothing(
     sleeper = runs.start("--run-id", "sleeper")
     wait_for_commits(runs, 3)
     os.killpg(sleeper.pid, signal.SIGSTOP)
-    # What a minute of silence does, without the minute; another machine's holder, without one.
+    # Another machine's holder, without one; a second of silence for a minute.
     (path,) = runs.output.glob("_lease/*.json")
     told = json.loads(path.read_text())
-    path.write_text(json.dumps(told | {"beat": told["beat"] - 3600}))
+    path.write_text(json.dumps(told | {"machine": "another", "ttl_s": 1.0}))
     runs.finish("--run-id", "heir")
     os.killpg(sleeper.pid, signal.SIGCONT)
     _, error = sleeper.communicate(timeout=120)

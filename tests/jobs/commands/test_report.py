@@ -11,7 +11,7 @@ from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.presentation.report.content import read_report
 from emolake.pipeline.presentation.report.page import stacks
 from tests.conftest import read_rows
-from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
+from tests.pipeline.lake.test_lake import RUN, NoFence, lake_at, no_fence, segment
 
 
 def made(tmp_path: Path) -> str:
@@ -23,12 +23,8 @@ def made(tmp_path: Path) -> str:
     commit_segments(lake, [segment("a", windows=3), hostile, failed], RUN, no_fence)
     # An attempt that never was committed must not show.
     stray = [segment("a", windows=9)]
-
-    def lost() -> None:
-        raise KeyboardInterrupt
-
     with contextlib.suppress(KeyboardInterrupt):
-        commit_segments(lake, stray, RUN, lost)
+        commit_segments(lake, stray, RUN, NoFence(error=KeyboardInterrupt()))
     html = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "made"), "--html", str(html)]) == 0
     return html.read_text()

@@ -16,7 +16,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_shards
-from emolake.pipeline.lake.recovery import remove_stale_rows
+from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage import shards
 from emolake.pipeline.storage.files import Storage
@@ -80,7 +80,7 @@ def test_a_plan_in_parts_on_disk_is_the_same(lake: Lake, monkeypatch: pytest.Mon
         assert (parted.total, parted.repeated) == (one.total, one.repeated)
         assert (parted.why_done, parted.why_skipped) == (one.why_done, one.why_skipped)
     commit_segments(lake, [segment("b")], RunStamp("run-2", "2026-02-01", HASH), no_fence)
-    assert remove_stale_rows(lake, no_fence) == 1
+    recover(lake, no_fence)
     other = make_plan(listed([video("b")]), ledger_shards(lake), Config(), HASH)
     assert not other.todo.num_rows
     with pytest.raises(UserError, match="another model or configuration"):

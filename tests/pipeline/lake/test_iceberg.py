@@ -14,7 +14,7 @@ from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.iceberg import open_catalog, publish
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import LeaseLost
-from emolake.pipeline.lake.recovery import remove_stale_rows
+from emolake.pipeline.lake.recovery import recover
 from tests.pipeline.lake.test_lake import RUN, glob_keys, lake_at, no_fence, segment
 
 SECOND = RunStamp("run-2", "2026-02-01", "c0ffee")
@@ -63,7 +63,7 @@ def test_each_run_is_one_snapshot_though_it_adds_and_replaces(lake: Lake, catalo
     published(lake, catalog, "run-1")
     again, new = segment("a", windows=3), segment("c")
     commit_segments(lake, [again, new], SECOND, no_fence)
-    remove_stale_rows(lake, no_fence)
+    recover(lake, no_fence)
     published(lake, catalog, "run-2")
     assert snapshots(catalog) == ["run-1", "run-2"]
     assert keys(catalog) == glob_keys(lake) == sorted(
@@ -81,7 +81,7 @@ def test_a_segment_that_failed_first_is_replaced_though_the_run_id_is_the_same(
     commit_segments(lake, [failed], RUN, no_fence)
     published(lake, catalog, "run-1")
     commit_segments(lake, [segment("f", attempt=2)], RUN, no_fence)
-    remove_stale_rows(lake, no_fence)
+    recover(lake, no_fence)
     published(lake, catalog, "run-1")
     rows = catalog.load_table(("emolake", "videos")).scan().to_arrow().to_pylist()
     assert [r["state"] for r in rows if r["video_id"] == "f"] == ["annotated"]

@@ -1,0 +1,297 @@
+"""The protocol of the lake under every adversity: drivers with their write tasks, compactors and readers on
+one store, over the real code, stopped, killed and misled between any two requests.
+
+A lease may be taken over at any moment, whether its holder lives or not, and clocks say anything: what holds
+here rests on neither. Plays are chosen as probabilistic concurrency testing does (Burckhardt et al. 2010):
+whoever has the highest priority runs, until at some request it falls behind all others.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.lake import commit, layout, lease, order
+from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.compaction import compact
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER
+from emolake.pipeline.lake.lease import Fence, Lease
+from emolake.pipeline.lake.ledger import ledger_of, newest_versions
+from emolake.pipeline.lake.reading import FilesChanged, live_rows
+from emolake.pipeline.lake.recovery import recover, tidy
+from tests.chaos.conftest import Amount
+from tests.chaos.steps import Actor, Killed, Store
+from tests.pipeline.lake.test_lake import segment
+
+VIDEOS = ("a", "b", "n")  # the last shows no face
+Seen = Counter[tuple[str, int]]
+
+
+class AtOnce:
+    """A pool whose work is done when it is handed in: the schedule alone decides what comes first."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work, *arguments) -> Future:
+        future: Future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+@pytest.fixture(autouse=True)
+def adversary(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines, moods = itertools.count(), random.Random(0)
+
+    def days() -> float:
+        return moods.choice((0.0, 11.0, -11.0, 0.3, -0.3))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None) -> datetime:
+            return datetime(2026, 1, 31, tzinfo=UTC) + timedelta(days=days())
+
+    monkeypatch.setattr(commit, "datetime", Clock)
+    monkeypatch.setattr(order.time, "time_ns", lambda: int((20_000 + days()) * 86_400 * 10**9))
+    monkeypatch.setattr(
+        lease, "_machine", lambda: str(next(machines))
+    )  # nobody sees another's process
+    monkeypatch.setattr(Lease, "_beat", lambda self: None)
+    monkeypatch.setattr(lease, "TTL_S", 0.0)
+    monkeypatch.setattr(layout, "ThreadPoolExecutor", AtOnce)
+
+
+class Play:
+    """One interleaving, chosen by its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.store = Store()
+        self.actors: list[Actor] = []
+        self.priority: dict[Actor, float] = {}
+        self.names = itertools.count()
+        self.ever_seen: set[str] = set()
+        self.newest: dict[str, int] = {}
+        self._told: tuple[set[str], list[dict]] = (set(), [])
+        self._parsed: dict[bytes, pa.Table] = {}
+
+    def __call__(self) -> None:
+        steps = self.random.randint(40, 250)
+        falls = self.random.choice((0.01, 0.04, 0.15))
+        kills, lies = self.random.choice(((0, 0), (0.01, 0.01), (0.05, 0.02)))
+        for _ in range(steps):
+            self.maybe_start()
+            actor = max(self.living, key=self.priority.__getitem__)
+            chance = self.random.random()
+            if chance < kills:
+                actor.kill()
+            else:
+                actor.lies = chance < kills + lies
+                actor.advance()
+            if self.random.random() < falls:
+                self.priority[actor] = min(self.priority.values()) - 1
+            self.check()
+        self.end()
+
+    def maybe_start(self) -> None:
+        kinds = Counter(actor.name.partition("-")[0] for actor in self.living)
+        wanted = [
+            (kinds["run"] < 2, lambda: self.driver(self.random.random() < 0.3)),
+            (kinds["compact"] < 1, self.compactor),
+            (kinds["read"] < 1, self.reader),
+        ]
+        for may, work in wanted:
+            if may and (not self.living or self.random.random() < 0.1):
+                self.start(work())
+
+    # The processes
+
+    def driver(self, reprocess: bool):
+        name = f"run-{next(self.names)}"
+
+        def work(me: Actor) -> None:
+            held = Lease.acquire(me.lake, name, ttl_s=0.0)
+            ended = False
+            try:
+                ledger = recover(me.lake, held.fence)
+                known = [row for part in ledger.parts() for row in newest(part)]
+                done = {row["video_id"] for row in known if row["state"] != "failed"}
+                again = self.random.sample(VIDEOS, 2) if reprocess else ()
+                todo = [video for video in VIDEOS if video not in done or video in again]
+                while todo:
+                    some = [todo.pop() for _ in range(self.random.randint(1, len(todo)))]
+                    for _ in range(self.random.choice((1, 1, 2))):  # Ray may run a task twice
+                        self.start(self.writer(held.fence, name, some))
+                while not all(w.done for w in self.writers_of(name)):
+                    self.priority[me] = min(self.priority.values()) - 1
+                    me.lake.fs.exists("wait")
+                recover(me.lake, held.fence, own=True)
+                ended = True
+            finally:
+                held.release()
+                if not ended:
+                    tidy(me.lake, name)
+
+        work.name = name
+        return work
+
+    def writer(self, fence: Fence, run: str, videos: list[str]):
+        def work(me: Actor) -> None:
+            commit_segments(
+                me.lake,
+                [segment(video, windows=0 if video == "n" else 1) for video in videos],
+                RunStamp(run, "2026-01-31", "c"),
+                Fence(me.lake, fence.number),
+            )
+
+        work.name = f"write-{run}"
+        return work
+
+    def compactor(self):
+        def work(me: Actor) -> None:
+            held = Lease.acquire(me.lake, "compact", ttl_s=0.0)
+            try:
+                compact(me.lake, held.fence, 1 << 20)
+            finally:
+                held.release()
+
+        work.name = "compact"
+        return work
+
+    def reader(self):
+        known = set(self.ever_seen)
+
+        def work(me: Actor) -> None:
+            for table, wanted in ((LEDGER, known), ("annotations", known - {"n"})):
+                rows = live_rows(me.lake, table)
+                seen: Seen = Counter(
+                    zip(
+                        rows["video_id"].to_pylist(),
+                        rows["window"].to_pylist() if table != LEDGER else itertools.repeat(0),
+                        strict=False,
+                    )
+                )
+                assert not seen or max(seen.values()) == 1, f"{table}: doubled: {seen}"
+                there = {video for video, _ in seen}
+                assert wanted <= there, f"{table}: lost {wanted - there}"
+                self.ever_seen |= there
+
+        work.name = "read"
+        return work
+
+    def start(self, work) -> Actor:
+        actor = Actor(self.store, work)
+        actor.name = work.name
+        self.actors.append(actor)
+        self.priority[actor] = self.random.random()
+        return actor
+
+    def writers_of(self, run: str) -> list[Actor]:
+        return [actor for actor in self.actors if actor.name == f"write-{run}"]
+
+    @property
+    def living(self) -> list[Actor]:
+        return [actor for actor in self.actors if not actor.done]
+
+    def check(self) -> None:
+        allowed = (Killed, lease.LeaseLost, UserError, FilesChanged, TimeoutError)
+        for actor in self.actors:
+            if actor.error is not None and not isinstance(actor.error, allowed):
+                raise actor.error
+        if self.store.objects.keys() == self._told[0]:
+            return
+        for row in self.ledger():
+            if row["standing"] == "stale":
+                continue
+            before = self.newest.get(row["video_id"], 0)
+            assert row["lease"] >= before, f"{row['video_id']}: older than was to be seen before"
+            self.newest[row["video_id"]] = row["lease"]
+            if row["n_windows"]:
+                for table in DATA_TABLES:
+                    held = self.rows(table, row["commit_id"])
+                    assert row["video_id"] in held, f"{row['commit_id']} has no {table}"
+
+    def ledger(self) -> list[dict]:
+        files = {p: d for p, d in self.store.objects.items() if p.startswith("lake/videos/")}
+        if self.store.objects.keys() != self._told[0]:
+            parts = [self.table(data) for data in files.values()]
+            rows = ledger_of(pa.concat_tables(parts)).rows.to_pylist() if parts else []
+            self._told = (set(self.store.objects), rows)
+        return self._told[1]
+
+    def rows(self, table: str, commit_id: str) -> list[str]:
+        path = f"lake/{table}/corpus=c/date=2026-01-31/{commit_id}.parquet"
+        data = self.store.objects.get(path)
+        return self.table(data)["video_id"].to_pylist() if data else []
+
+    def table(self, data: bytes) -> pa.Table:
+        if data not in self._parsed:
+            self._parsed[data] = pq.read_table(io.BytesIO(data))
+        return self._parsed[data]
+
+    def end(self) -> None:
+        """Whatever has happened: sleepers wake up at last, and a run repairs it all."""
+        for actor in self.living:
+            if self.random.random() < 0.7:
+                self.finish(actor)
+        for actor in self.living:
+            actor.kill()
+        self.check()
+        last = self.start(self.driver(reprocess=False))
+        self.finish(last)
+        assert last.error is None, repr(last.error)
+        found = {
+            table: sorted(
+                video
+                for path in self.store.objects
+                if path.startswith(f"lake/{table}/")
+                for video in self.rows(table, path.rpartition("/")[2].removesuffix(".parquet"))
+            )
+            for table in (*DATA_TABLES, LEDGER)
+        }
+        assert found == {"annotations": ["a", "b"], "tracks": ["a", "b"], LEDGER: ["a", "b", "n"]}
+        reader = self.start(self.reader())
+        self.finish(reader)
+        assert reader.error is None, repr(reader.error)
+
+    def finish(self, actor: Actor) -> None:
+        for _ in range(3000):
+            if actor.done:
+                return
+            actor.advance()
+            for writer in self.writers_of(actor.name.removeprefix("write-")):
+                writer.advance()
+            self.check()
+        raise AssertionError(f"{actor.name} does not end")
+
+
+def newest(part) -> Iterator[dict]:
+    return newest_versions(ledger_of(part).rows).to_pylist()
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_whoever_stops_or_dies_wherever_nothing_is_lost_or_doubled(
+    block: int, amount: Amount
+) -> None:
+    plays = amount.of(12, 1250)
+    for seed in range(block * plays, (block + 1) * plays):
+        try:
+            Play(seed)()
+        except BaseException as error:
+            raise AssertionError(f"Play({seed}): {error!r}") from error
