@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
@@ -19,6 +20,7 @@ from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES, sort_keys
+from emolake.pipeline.storage.shards import Shards
 
 _MERGED_BYTES = 1 << 30
 """Of rows in memory: what is merged at once, however well it packs. Arrow's strings end at 2 GiB a column."""
@@ -38,10 +40,10 @@ def compact(lake: Lake, fence: Fence, target_bytes: int) -> Compacted:
     Needs the lease, since it settles what a crash left first.
     """
     before = sum(len(lake.files(name)) for name in TABLES)
-    recover(lake, fence)
+    ledger = recover(lake, fence, whole=True)
     with fence.held():
         for group in list(_groups(lake, target_bytes)):
-            _merge(lake, group, fence)
+            _merge(lake, group, ledger, fence)
     return Compacted(before, sum(len(lake.files(name)) for name in TABLES))
 
 
@@ -72,36 +74,52 @@ def _groups(lake: Lake, target_bytes: int) -> Iterator[list[Commit]]:
             yield group
 
 
-def _merge(lake: Lake, group: list[Commit], fence: Fence) -> None:
+def _merge(lake: Lake, group: list[Commit], ledger: Shards, fence: Fence) -> None:
     """One commit of many, or a few where their rows are too many to hold."""
-    read = lake.read_tables(file for commit in group for file in commit.values())
-    taken: list[tuple[Commit, dict[str, pa.Table]]] = []
+    ids = pa.array([commit[LEDGER].commit_id for commit in group])
+    rows = pa.concat_tables(
+        part.filter(pc.is_in(part["commit_id"], ids)) for part in ledger.parts()
+    )
+    # One without rows is the place of a dead writer's ledger file, which stays taken.
+    there = set(rows["commit_id"].to_pylist())
+    group = [commit for commit in group if commit[LEDGER].commit_id in there]
+    read = lake.read_tables(
+        commit[name] for commit in group for name in DATA_TABLES if name in commit
+    )
+    taken: list[Commit] = []
+    tables: dict[str, list[pa.Table]] = {name: [] for name in DATA_TABLES}
     held = 0
     for commit in group:
-        tables = {file.table: table for file, table in (next(read) for _ in commit)}
-        if not tables[LEDGER].num_rows:
-            continue  # the place of a dead writer's ledger file, which stays taken
-        size = sum(table.nbytes for table in tables.values())
+        own = [next(read) for name in DATA_TABLES if name in commit]
+        size = sum(table.nbytes for _, table in own)
         if held + size > _MERGED_BYTES:
-            _replace(lake, taken, fence)
-            taken, held = [], 0
-        taken.append((commit, tables))
+            _replace(lake, taken, tables, rows, fence)
+            taken, tables, held = [], {name: [] for name in DATA_TABLES}, 0
+        taken.append(commit)
+        for file, table in own:
+            tables[file.table].append(table)
         held += size
-    _replace(lake, taken, fence)
+    _replace(lake, taken, tables, rows, fence)
 
 
-def _replace(lake: Lake, taken: list[tuple[Commit, dict[str, pa.Table]]], fence: Fence) -> None:
-    if len(taken) < 2:
+def _replace(
+    lake: Lake,
+    commits: list[Commit],
+    tables: dict[str, list[pa.Table]],
+    ledger: pa.Table,
+    fence: Fence,
+) -> None:
+    """ledger: the rows of these commits, and of others."""
+    if len(commits) < 2:
         return
+    ids = [commit[LEDGER].commit_id for commit in commits]
+    parts = tables | {LEDGER: [ledger.filter(pc.is_in(ledger["commit_id"], pa.array(ids)))]}
     merged = {}
-    for name in (*DATA_TABLES, LEDGER):
+    for name, of_one in parts.items():
         order = [(key, "ascending") for key in sort_keys(TABLES[name])]
-        parts = [tables[name] for _, tables in taken if name in tables]
-        if parts:
-            merged[name] = pa.concat_tables(parts).sort_by(order)
-    commits = [commit for commit, _ in taken]
+        merged[name] = pa.concat_tables([TABLES[name].empty_table(), *of_one]).sort_by(order)
     where = commits[0][LEDGER]
-    commit_id = new_commit_id(fence.number, [commit[LEDGER].commit_id for commit in commits])
+    commit_id = new_commit_id(fence.number, ids)
     write_commit(lake, merged, where.corpus, where.date, commit_id, fence)
     fence()
     for names in (DATA_TABLES, (LEDGER,)):

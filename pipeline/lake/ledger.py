@@ -58,10 +58,11 @@ def read_ledger(lake: Lake) -> Ledger:
     return ledger_of(pa.concat_tables([pa.schema([*VIDEOS, *extra]).empty_table(), *tables]))
 
 
-def ledger_shards(lake: Lake) -> Shards:
-    """What planning and settling need of every committed row, in bounded memory."""
+def ledger_shards(lake: Lake, *, whole: bool = False) -> Shards:
+    """What planning and settling need of every committed row (all of it, if `whole`), in bounded memory."""
+    schema = VIDEOS if whole else _SLIM
     return Shards.of(
-        _SLIM, (table for _, table in lake.read_tables(lake.files(LEDGER), _SLIM.names))
+        schema, (rows for _, rows in lake.read_tables(lake.files(LEDGER), schema.names))
     )
 
 

@@ -23,24 +23,24 @@ Segments = dict[str, set[tuple[str, int]]]
 """(video_id, segment) by commit id."""
 
 
-def recover(lake: Lake, fence: Fence, *, own: bool = False) -> Shards:
+def recover(lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False) -> Shards:
     """At a run's start it finishes what a killed one left half done, at its end what it replaced itself.
-    Returns the ledger as it is then (see `ledger_shards`).
+    Returns the ledger as it is then (`ledger_shards`, `whole` or not).
 
     own: what stands half done under this very lease goes too; only where none of its writes is under way.
     """
     with fence.held():
         data = [file for table in DATA_TABLES for file in lake.files(table)]
-        ledger = ledger_shards(lake)
+        ledger = ledger_shards(lake, whole=whole)
         found = _look(lake, ledger, data)
         _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
         if found.bereft:
             _rewrite(lake, found.bereft, fence)
-            ledger = ledger_shards(lake)
+            ledger = ledger_shards(lake, whole=whole)
             found = _look(lake, ledger, data)
         if found.stale:
             _rewrite(lake, found.stale, fence)
-            ledger = ledger_shards(lake)
+            ledger = ledger_shards(lake, whole=whole)
         return ledger
 
 
