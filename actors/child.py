@@ -26,12 +26,15 @@ class ChildTimedOut(Exception):
 class Child:
     """Runs `python -m MODULE` and exchanges byte messages with it; started at first use.
 
+    offline: it leaves the network first, where the platform allows.
+
     The child inherits one end of a socket pair as the file descriptor named in its last argument,
     and nothing else but the standard streams.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *, offline: bool = False) -> None:
         self.module = module
+        self.offline = offline
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[bytes, bytes] | None = None
 
@@ -74,8 +77,9 @@ class Child:
             ours, theirs = socket.socketpair()
             path = os.pathsep.join(p for p in sys.path if p)
             with theirs:
+                modules = ["emolake.actors.apart"] if self.offline else []
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", self.module, str(theirs.fileno())],
+                    [sys.executable, "-m", *modules, self.module, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

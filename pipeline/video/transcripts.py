@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import av
@@ -17,6 +19,8 @@ from emolake.pipeline.video.decode import Source, clock_start, container_of
 SIDECARS = (".srt", ".vtt")
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 _MOST_BYTES = 16 << 20
+_LONGEST_CUE_S = 60.0
+_MOST_INTERLEAVED_S = 10.0  # how far behind the picture of its moment a cue may stand in a file
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,34 @@ def parse_cues(text: str) -> list[Cue]:
     return sorted(cues, key=lambda cue: (cue.start_s, cue.end_s))
 
 
-def read_subtitles(source: Source) -> list[Cue] | None:
-    """The cues of a file's first text subtitle stream; None where it has none."""
+def read_subtitles(
+    source: Source, start_s: float = 0.0, end_s: float = math.inf
+) -> list[Cue] | None:
+    """The cues of a file's first text subtitle stream that may be seen in a span (some before it too);
+    None where it has none. Little more of the file is read than lies in the span."""
     with container_of(source) as container:
         if not container.streams.subtitles:
             return None
-        return _cues(container, clock_start(container))
+        origin = clock_start(container)
+        if start_s > _LONGEST_CUE_S:
+            with suppress(FFmpegError):  # what cannot be sought is read from its beginning
+                container.seek(int((start_s - _LONGEST_CUE_S + origin) * av.time_base))
+        return _cues(container, origin, end_s)
 
 
-def _cues(container: InputContainer, origin: float) -> list[Cue]:
+def _cues(container: InputContainer, origin: float, end_s: float = math.inf) -> list[Cue]:
     """origin: where the video's clock begins on the container's, seconds."""
     cues = []
+    streams = [container.streams.subtitles[0], *container.streams.video[:1]]
     try:
-        for packet in container.demux(container.streams.subtitles[0]):
+        for packet in container.demux(streams):
             if packet.pts is None or packet.time_base is None:
                 continue
             start_s = float(packet.pts * packet.time_base) - origin
+            if start_s > end_s + _MOST_INTERLEAVED_S:
+                break
+            if packet.stream.type != "subtitle":
+                continue
             length_s = float((packet.duration or 0) * packet.time_base)
             for subtitle in packet.decode():
                 said = _said(subtitle)

@@ -19,7 +19,7 @@ from emolake.pipeline.corpus.segments import segment_rows
 from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
 from emolake.pipeline.video.decode import VideoInfo
-from tests.conftest import SMALL_CROPS
+from tests.conftest import ROOT, SMALL_CROPS
 
 POISON = "tests.actors.poison_child"
 
@@ -165,18 +165,28 @@ def in_a_process(code: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
 
 
-def test_a_child_that_reads_local_files_has_no_network() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        reach = (
-            f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 5)"
-        )
-        assert in_a_process(reach).returncode == 0
-        left = in_a_process(
-            f"from emolake.actors.face_child import _leave_network as leave; leave(); {reach}"
-        )
-    if left.returncode == 0:
+@pytest.mark.parametrize("power", ["all", "of an ordinary user"])
+def test_a_child_that_reads_local_files_has_no_network(power: str) -> None:
+    weak = ["setpriv", "--bounding-set=-sys_admin"]
+    powers = weak if power != "all" and os.geteuid() == 0 else []
+    run = {"cwd": ROOT, "capture_output": True, "check": False, "timeout": 60}
+    if subprocess.run([*powers, "unshare", "--map-root-user", "--net", "true"], **run).returncode:
         pytest.skip("this platform lets nobody leave the network")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reach = ["tests.actors.reach", str(server.getsockname()[1])]
+        python = [*powers, sys.executable, "-m"]
+        assert subprocess.run([*python, *reach], **run).returncode == 0
+        left = subprocess.run([*python, "emolake.actors.apart", *reach], **run)
     assert b"Network is unreachable" in left.stderr
+
+
+def test_the_face_stages_children_are_apart_where_no_video_is_remote(demo_videos) -> None:
+    own = Path("/proc/self/ns/net").readlink()
+    for network in (False, True):
+        planner = SegmentPlanner(replace(settings(), network=network))
+        planner(videos(demo_videos / "portrait.mp4"))
+        theirs = Path(f"/proc/{planner.decoder.pid}/ns/net").readlink()
+        assert (theirs == own) is network
 
 
 def test_a_child_has_only_so_much_processor_time() -> None:

@@ -1,5 +1,8 @@
 """What a run holds of a cluster, and what is said where that is more than there is."""
 
+import subprocess
+import sys
+
 import pytest
 
 from emolake.jobs.graph.flow import Pools, segments_that_fit
@@ -33,3 +36,32 @@ def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
     short = Config(decode=DecodeConfig(segment_seconds=30))
     assert segments_that_fit(50e6, short, large) == 5
     assert segments_that_fit(50e6, Config(), Needs(transcript=True)) == 16
+
+
+_LISTENING = """
+import psutil, ray
+from emolake.jobs.graph.flow import start_ray
+from emolake.pipeline.config import ResourcesConfig
+
+@ray.remote
+def work() -> None:
+    pass
+
+start_ray(ResourcesConfig(face_actors=1))
+ray.get(work.remote())
+me = psutil.Process()
+for process in [me, *me.children(recursive=True)]:
+    for socket in process.net_connections("inet"):
+        if socket.status == psutil.CONN_LISTEN:
+            print(process.name(), socket.laddr.ip)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray keeps to loopback by itself")
+def test_a_ray_of_its_own_listens_on_loopback_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LISTENING], check=True, capture_output=True, text=True
+    )
+    listening = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    assert any("raylet" in name for name, _ in listening)
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}

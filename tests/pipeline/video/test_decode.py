@@ -131,3 +131,24 @@ def test_segment_spans_cover_the_time_line() -> None:
 def test_a_segment_is_a_whole_number_of_sampling_cells() -> None:
     config = DecodeConfig(segment_seconds=9.1, sample_fps=4)
     assert segment_spans(20.0, config) == [(0, 9.25), (9.25, 18.5), (18.5, math.inf)]
+
+
+@pytest.mark.parametrize(("container", "options"), [("matroska", {"live": "1"}), ("flv", {})])
+def test_a_recording_without_a_length_is_as_long_as_its_packets_say(
+    tmp_path: Path, container: str, options: dict[str, str]
+) -> None:
+    """A live recording is one segment of unknown length no more, which no timeout would fit."""
+    path = tmp_path / "live"
+    with av.open(str(path), "w", container, options=options) as film:
+        video = film.add_stream("flv1" if container == "flv" else "mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        for k in range(123):
+            frame.pts = k
+            film.mux(video.encode(frame))
+        film.mux(video.encode())
+    data = path.read_bytes()
+    if container == "flv":  # what a recorder that was cut off never wrote
+        at = data.index(b"duration")
+        path.write_bytes(data[: at + 9] + bytes(8) + data[at + 17 :])
+    assert probe(str(path)).duration_s == pytest.approx(12.3, abs=0.2)

@@ -1,5 +1,6 @@
 """What is said and how it sounds, on the video's clock."""
 
+import io
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -181,3 +182,45 @@ def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
             packet.duration = round((cue.end_s - cue.start_s) * 1000)
             film.mux(packet)
     assert read_subtitles(str(path)) == CUES
+
+
+def test_a_segment_reads_its_own_part_of_a_films_subtitles(tmp_path: Path) -> None:
+    path = tmp_path / "long.mkv"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg4", rate=1)
+        video.width, video.height, video.pix_fmt, video.gop_size = 64, 48, "yuv420p", 5
+        stream = film.add_stream("srt")
+        stream.codec_context.subtitle_header = ASS_HEADER
+        for k in range(600):
+            noise = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+            frame.pts = k
+            film.mux(video.encode(frame))
+            if k % 10 == 0:
+                packet = av.Packet(f"word {k}".encode())
+                packet.stream, packet.time_base = stream, Fraction(1, 1000)
+                packet.pts = packet.dts = k * 1000
+                packet.duration = 4000
+                film.mux(packet)
+        film.mux(video.encode())
+    whole = read_subtitles(str(path))
+    assert whole is not None
+    assert len(whole) == 60
+    for start, end in ((0.0, 35.0), (302.0, 333.0), (590.0, float("inf"))):
+        with Counting(path) as file:
+            part = read_subtitles(file, start, end)
+            assert part is not None
+            assert said_in(part, start, end) == said_in(whole, start, end)
+            assert file.read_bytes_ < path.stat().st_size / 2
+
+
+class Counting(io.FileIO):
+    """A file that counts what is read of it."""
+
+    read_bytes_ = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(size)
+        self.read_bytes_ += len(data)
+        return data
