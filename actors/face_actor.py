@@ -121,7 +121,7 @@ class SegmentPlanner:
         if video["pictures"]:
             return [pictures_row(video)]
         limit = self.settings.limits.segment_timeout_seconds
-        answer = self._decoder.ask({"probe": video["uri"]}, limit)
+        answer = self._decoder.ask({"probe": video["signed_uri"] or video["uri"]}, limit)
         if isinstance(answer, tuple):
             return [failed_video(video, *answer)]
         told = json.loads(answer)

@@ -108,7 +108,7 @@ class _Worker:
         try:
             found = self._faces(segment, start_s, end_s, ending)
             if not segment["pictures"]:
-                found["sound"] = self._sound(segment["uri"], start_s, end_s)
+                found["sound"] = self._sound(_opened(segment), start_s, end_s)
                 found |= self._cues(segment, start_s, end_s)
         except Exception as error:
             told = _told(error)
@@ -128,7 +128,7 @@ class _Worker:
             length = max(min(end_s, duration) - start_s, 0.0)
             span = length if math.isfinite(length) else 0.0
             return without_faces({}) | {"video_seconds": span}
-        source = self._source(segment["uri"])
+        source = self._source(_opened(segment))
         frames = sampled_frames(source, self.decode, start_s, end_s, ending)
         found = self._stage(frames, start_s, end_s, duration)
         return {
@@ -177,7 +177,11 @@ class _Worker:
         uri = segment["uri"]
         try:
             cues = read_transcript(uri, segment["transcript_uri"], self.storage)
-            cues = read_subtitles(self._source(uri), start_s, end_s) if cues is None else cues
+            cues = (
+                read_subtitles(self._source(_opened(segment)), start_s, end_s)
+                if cues is None
+                else cues
+            )
         except (OSError, ValueError) as error:
             return {
                 "cues": None,
@@ -223,11 +227,17 @@ class _Meter:
         return {"bytes_read": spent["bytes_read"], "requests": spent["requests"]}
 
 
+def _opened(segment: dict[str, Any]) -> str:
+    """What a video is opened by."""
+    opened: str = segment["signed_uri"] or segment["uri"]
+    return opened
+
+
 def _told(error: Exception) -> dict[str, str]:
     """reason and detail of whatever went wrong with a video."""
     words = in_a_line(error, 300)
     if isinstance(error, VideoError):
-        return {"reason": error.reason, "detail": error.detail}
+        return {"reason": error.reason, "detail": in_a_line(error.detail)}
     if isinstance(error, MemoryError) or "allocate memory" in words:
         return {"reason": "out_of_memory", "detail": words or "memory ran out"}
     if isinstance(error, FileNotFoundError):

@@ -115,6 +115,13 @@ ANNOTATOR_FILES = (*ANNOTATOR_FOLDERS, "landmark_network")
 """Options that name models; their content counts for results, and not where they lie."""
 
 
+RESULTS_VERSION = 2
+"""Of the code: raised by whoever changes what a run of one configuration writes, by which rows of before and
+after are told apart."""
+
+Precision = Literal["float32", "bfloat16"]
+
+
 class AnnotatorConfig(_Part):
     """Windows -> annotations."""
 
@@ -126,7 +133,7 @@ class AnnotatorConfig(_Part):
     micro_batch: int | None = Field(
         None, ge=1, description="windows per forward pass; default: what fits the GPU, 16 on a CPU"
     )
-    precision: Literal["float32", "bfloat16"] | None = Field(
+    precision: Precision | None = Field(
         None,
         description="numbers the model multiplies in (sums stay float32); default: bfloat16 on a GPU, "
         "float32 on a CPU. A CPU with AVX-512 BF16 or AMX is two to three times faster in bfloat16",
@@ -185,6 +192,10 @@ class AnnotatorConfig(_Part):
     landmark_network: str | None = Field(
         None, description="EmoLA: InsightFace's 2d106det.onnx (a file, on every node)"
     )
+
+    def precision_on(self, *, gpu: bool) -> Precision:
+        """What comes out of `precision` on such a machine."""
+        return self.precision or ("bfloat16" if gpu else "float32")
 
 
 class LimitsConfig(_Part):
@@ -266,6 +277,7 @@ class Config(_Part):
         """12 hex digits over all that changes results, and nothing else. files: option that names a
         file -> hash of its content, which counts and not its path."""
         telling = {
+            "code": RESULTS_VERSION,
             "decode": self.decode.model_dump(exclude={"threads"}),
             "faces": self.faces.model_dump(exclude={"batch_frames", "weights", "attributes"}),
             "windows": self.windows.model_dump(),

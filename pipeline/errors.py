@@ -10,6 +10,7 @@ EmolakeError
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 Reason = Literal[
@@ -56,6 +57,12 @@ class VideoError(EmolakeError):
         return VideoError, (self.reason, self.detail)
 
 
+_SIGNATURE = re.compile(
+    r"((?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig)=[^&\s'\"]+", re.I
+)
+
+
 def in_a_line(told: object, most: int | None = None) -> str:
-    """What others say in many lines, as the first `most` characters of one."""
-    return " ".join(str(told).split())[:most]
+    """What others say in many lines, as the first `most` characters of one; signatures of URLs in it are
+    secrets and left out."""
+    return _SIGNATURE.sub(r"\1=...", " ".join(str(told).split()))[:most]

@@ -27,7 +27,7 @@ from emolake.pipeline.lake.iceberg import open_catalog, publish
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
 from emolake.pipeline.lake.recovery import recover, tidy
-from emolake.pipeline.lake.runs import refuse_other_run, write_run
+from emolake.pipeline.lake.runs import end_run, refuse_other_precision, refuse_other_run, write_run
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
@@ -66,8 +66,9 @@ def run(options: Options) -> int:
         ) from None
     with Progress(0, quiet=options.quiet) as progress:
         progress.tally.driver_before = before
+        record = _record(setting, run, started)
         try:
-            result = _run(setting, run, videos, lease.fence, progress)
+            result = _run(setting, run, record, videos, lease.fence, progress)
             write_run(setting.lake, result)
             if catalog is not None:
                 publish(setting.lake, catalog, iceberg.namespace, run_id, lease.fence)
@@ -77,6 +78,7 @@ def run(options: Options) -> int:
             lease.release()
             if sys.exception() is not None:
                 tidy(setting.lake, run_id)
+                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300))
     code = tell(options, result, _summary(result))
     failed, total = result["videos"]["failed"], result["videos"]["total"]
     tried = total - result["videos"]["skipped"]
@@ -87,7 +89,12 @@ def run(options: Options) -> int:
 
 
 def _run(
-    setting: Setting, run: RunStamp, videos: Shards, fence: Fence, progress: Progress
+    setting: Setting,
+    run: RunStamp,
+    record: dict[str, Any],
+    videos: Shards,
+    fence: Fence,
+    progress: Progress,
 ) -> dict[str, Any]:
     clock = time.monotonic()
     ledger = recover(setting.lake, fence)
@@ -100,15 +107,22 @@ def _run(
             if not model.config.trained:
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
-        _annotate(setting, run, plan, fence, progress)
+        _annotate(setting, run, record, plan, fence, progress)
         ledger = recover(setting.lake, fence, own=True)
     else:
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
-    return _result(setting, run, plan, ledger, progress, time.monotonic() - clock)
+    states = _states(plan, ledger)
+    ended = {"state": "ended", "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return record | _told_of(plan, states, progress.tally, time.monotonic() - clock) | ended
 
 
 def _annotate(
-    setting: Setting, run: RunStamp, plan: Plan, fence: Fence, progress: Progress
+    setting: Setting,
+    run: RunStamp,
+    record: dict[str, Any],
+    plan: Plan,
+    fence: Fence,
+    progress: Progress,
 ) -> None:
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
@@ -127,6 +141,11 @@ def _annotate(
         tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
         if shortage := pools.shortage(ray.cluster_resources().get("CPU", 0.0)):
             progress.say(shortage)
+        record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
+        if not setting.asked.reprocess:
+            refuse_other_precision(setting.lake, record)
+        # Before the first row: those of a run that is killed have a record as well.
+        write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
         metrics = RunMetrics(run.run_id)
         held = time.monotonic()
         for row in annotated(plan, setting, pools, run, fence):
@@ -145,28 +164,39 @@ def _annotate(
             ray.shutdown()
 
 
-def _result(
-    setting: Setting,
-    run: RunStamp,
-    plan: Plan,
-    ledger: Shards,
-    progress: Progress,
-    wall_seconds: float,
-) -> dict[str, Any]:
+def _record(setting: Setting, run: RunStamp, started: datetime) -> dict[str, Any]:
+    """What is known of a run before it does anything."""
+    return {
+        "run_id": run.run_id,
+        "state": "running",
+        "output": setting.lake.uri,
+        "model": setting.models[0].told,
+        "models": [model.told for model in setting.models],
+        "versions": _versions(),
+        "config": setting.config.model_dump(mode="json"),
+        "config_hash": run.config_hash,
+        "storage_options": sorted(setting.storage.options),
+        "started_at": started.isoformat(timespec="seconds"),
+        "finished_at": None,
+    }
+
+
+def _states(plan: Plan, ledger: Shards) -> Counter[str]:
+    """What became of the videos that were to be done."""
     count = Counter[str]()
     for todo, rows in together(plan.todo, ledger):
         tried = rows.filter(pc.is_in(rows["video_id"], todo["video_id"]))
         states = video_states(newest_versions(ledger_of(tried).rows))
         count.update(state.state for state in states.values())
-    tally = progress.tally
+    return count
+
+
+def _told_of(plan: Plan, states: Counter[str], tally: Tally, wall_seconds: float) -> dict[str, Any]:
+    """What the run has done until now."""
     return {
-        "run_id": run.run_id,
-        "output": setting.lake.uri,
-        "model": setting.models[0].told,
-        "models": [model.told for model in setting.models],
         "videos": {
             "total": plan.total,
-            **{name: count[name] for name in ("annotated", "no_face", "failed")},
+            **{name: states[name] for name in ("annotated", "no_face", "failed")},
             "skipped": sum(plan.why_skipped.values()),
         },
         "segments": tally.segments,
@@ -181,11 +211,6 @@ def _result(
         "cost": _cost(tally),
         "skipped_because": dict(plan.why_skipped),
         "repeated": plan.repeated,
-        "versions": _versions(),
-        "config": setting.config.model_dump(mode="json"),
-        "config_hash": run.config_hash,
-        "storage_options": sorted(setting.storage.options),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -23,7 +23,7 @@ from emolake.pipeline.config import CORPUS_NAME
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
-from emolake.pipeline.storage.files import Storage, is_local
+from emolake.pipeline.storage.files import Storage, is_local, unsigned
 
 VIDEO_SUFFIXES = frozenset(
     {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
@@ -54,10 +54,11 @@ class Video:
     attributes: dict[str, str] = field(default_factory=dict)
     missing: str | None = None
     modified: float | None = None
+    signed_uri: str | None = None
 
     def row(self) -> dict[str, Any]:
         """schema.LISTED_ROW."""
-        told = ("uri", "size", "modified", "corpus", "transcript_uri", "missing")
+        told = ("uri", "size", "modified", "signed_uri", "corpus", "transcript_uri", "missing")
         listed = {name: getattr(self, name) for name in told}
         return {"video_id": self.video_id} | listed | self.attributes
 
@@ -150,7 +151,10 @@ def is_video_name(path: str) -> bool:
 
 def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) -> Video:
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    uri = _uri(fs, info["name"])
+    opened = _uri(fs, info["name"])
+    uri = unsigned(opened)
+    if uri != opened:
+        extra["signed_uri"] = opened
     if not _is_unicode(uri):
         # Tables hold UTF-8; the file is named as well as it can be, and failed, not forgotten.
         named = uri.encode("utf-8", "backslashreplace").decode()
@@ -195,7 +199,8 @@ def _manifest(
         return joined if "://" in joined else posixpath.normpath(joined)
 
     def stat(row: dict[str, Any]) -> Video:
-        uri = beside(str(row["uri"]))
+        named = beside(str(row["uri"]))
+        uri = unsigned(named)
         transcript = row.get("transcript_uri")
         extra: dict[str, Any] = {
             "corpus": row.get("corpus"),
@@ -206,8 +211,9 @@ def _manifest(
             # Object stores tell etags in quotes, inventories of theirs do not.
             etag = str(row["etag"]).strip('"')
             version = f'"{etag}"' if "://" in uri else etag
-            return Video(uri, int(row["size"]), version, **extra)
-        return stat_video(uri, storage, **extra)
+            signed = named if named != uri else None
+            return Video(uri, int(row["size"]), version, signed_uri=signed, **extra)
+        return stat_video(named, storage, **extra)
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         for rows in _batches(read_manifest(name, fs, path)):
@@ -216,15 +222,16 @@ def _manifest(
 
 def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     """A named video; where it cannot be reached its `missing` says why, and nothing is raised."""
+    named = unsigned(uri)
     try:
         fs, path = storage.locate(uri)
         info = fs.info(path)
     except (FileNotFoundError, UserError, ValueError):  # ValueError: no name at all for a file
-        return Video(uri, None, "", missing="not_found", **extra)
+        return Video(named, None, "", missing="not_found", **extra)
     except OSError:
-        return Video(uri, None, "", missing="storage_error", **extra)
+        return Video(named, None, "", missing="storage_error", **extra)
     if info["type"] != "file":
-        return Video(uri, None, "", missing="not_found", **extra)
+        return Video(named, None, "", missing="not_found", **extra)
     return _video(fs, info, **extra)
 
 

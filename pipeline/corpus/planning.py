@@ -22,6 +22,8 @@ from emolake.pipeline.lake.ledger import (
 from emolake.pipeline.lake.schema import VIDEO_ROW
 from emolake.pipeline.storage.shards import Shards, together
 
+_CARRIED = ("video_id", "uri", "size", "signed_uri", "missing", "transcript_uri")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -122,7 +124,7 @@ def _row(
 ) -> dict[str, Any]:
     used = ATTRIBUTES if config.annotator.use_attributes else ()
     return {
-        **{name: video[name] for name in ("video_id", "uri", "size", "missing", "transcript_uri")},
+        **{name: video[name] for name in _CARRIED},
         "corpus": video["corpus"] or config.corpus,
         "attempt": attempt,
         "segments": segments,

@@ -10,7 +10,7 @@ from emolake.pipeline.errors import Reason
 from emolake.pipeline.video.decode import VideoInfo, segment_spans
 
 _CARRIED = (
-    *("video_id", "uri", "size", "corpus", "attempt"),
+    *("video_id", "uri", "size", "signed_uri", "corpus", "attempt"),
     *("transcript_uri", "age", "gender", "race", "pictures"),
 )
 _LEAST_BYTES_A_SECOND = 16  # a still picture at one frame a second takes more

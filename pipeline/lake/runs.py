@@ -1,8 +1,9 @@
-"""The records of runs that ended."""
+"""The records of runs: written as `running` before the first row, and anew at the end."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from emolake.pipeline.errors import UserError
@@ -10,16 +11,26 @@ from emolake.pipeline.lake.layout import RUNS, Lake
 from emolake.pipeline.storage.files import write_whole
 
 
-def read_runs(lake: Lake) -> list[dict[str, Any]]:
-    """Every run.json of the output, the one that ended last first."""
+def read_runs(lake: Lake, *, all_of_them: bool = False) -> list[dict[str, Any]]:
+    """The run.json of each run that ended, the last first; also of those that go on or were killed
+    (`finished_at` is null) with `all_of_them`."""
     paths = lake.fs.glob(_path(lake, "*"))
     runs = [json.loads(lake.fs.cat_file(path)) for path in paths]
-    return sorted(runs, key=lambda run: str(run.get("finished_at")), reverse=True)
+    told = [run for run in runs if all_of_them or run.get("finished_at")]
+    return sorted(told, key=lambda run: str(run.get("finished_at")), reverse=True)
 
 
 def write_run(lake: Lake, run: dict[str, Any]) -> None:
     record = json.dumps(run, indent=2, default=str).encode()
     write_whole(lake.fs, _path(lake, run["run_id"]), record)
+
+
+def end_run(lake: Lake, run_id: str, error: str) -> None:
+    """Says in its record that a run has failed; best effort, for nothing else can be done by then."""
+    with suppress(OSError, ValueError):
+        record = json.loads(lake.fs.cat_file(_path(lake, run_id)))
+        if record.get("state") == "running":
+            write_run(lake, record | {"state": "failed", "error": error})
 
 
 def refuse_other_run(lake: Lake, run_id: str, config_hash: str) -> None:
@@ -31,6 +42,23 @@ def refuse_other_run(lake: Lake, run_id: str, config_hash: str) -> None:
     if before != config_hash:
         raise UserError(
             f"--run-id {run_id} was a run of another configuration ({before}); choose another id"
+        )
+
+
+def refuse_other_precision(lake: Lake, record: dict[str, Any]) -> None:
+    """UserError where the last run of the same configuration computed in another precision: on a GPU, say,
+    where none was chosen, and this run has none."""
+    alike = [
+        run
+        for run in read_runs(lake, all_of_them=True)
+        if run.get("config_hash") == record["config_hash"] and run.get("precision")
+    ]
+    last = max(alike, key=lambda run: str(run.get("started_at")), default=record)
+    if last["precision"] != record["precision"]:
+        raise UserError(
+            f"run {last['run_id']} computed the rows of this output in {last['precision']}, this one would "
+            f"in {record['precision']}; run it on the same kind of machine, or choose annotator.precision "
+            "and give --reprocess"
         )
 
 

@@ -169,6 +169,7 @@ LISTED_ROW = pa.schema(
         *_maybe(
             ("size", pa.int64()),
             ("modified", pa.float64()),
+            ("signed_uri", pa.string()),
             ("corpus", pa.string()),
             ("transcript_uri", pa.string()),
             ("age", pa.string()),
@@ -179,7 +180,8 @@ LISTED_ROW = pa.schema(
     ]
 )
 """A video of the input. size null and `missing` a reason where it cannot be read; modified: when it
-was last written, seconds since 1970, where the storage tells."""
+was last written, seconds since 1970, where the storage tells; signed_uri: what it is opened by, where that
+is a secret and not its uri. It goes from here to the reading child and into no table."""
 
 _span = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())])
 _picture = pa.struct([("uri", pa.string()), ("bytes", pa.binary())])
@@ -187,7 +189,7 @@ _picture = pa.struct([("uri", pa.string()), ("bytes", pa.binary())])
 VIDEO_ROW = pa.schema(
     [
         *_columns(("video_id", pa.string()), ("uri", pa.string())),
-        *_maybe(("size", pa.int64())),
+        *_maybe(("size", pa.int64()), ("signed_uri", pa.string())),
         *_columns(("corpus", pa.string()), ("attempt", pa.int32())),
         *_maybe(
             ("segments", pa.list_(pa.int32())),

@@ -66,6 +66,24 @@ def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
         raise UserError(f"{uri}: {error}") from None
 
 
+_SIGNING = re.compile(
+    r"x-amz-.+|x-goog-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|hdnts"
+    r"|sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv",
+    re.IGNORECASE,
+)
+_SIGNED = re.compile(r"(x-amz-signature|x-goog-signature|signature|sig|hdnts)=", re.IGNORECASE)
+
+
+def unsigned(uri: str) -> str:
+    """A presigned URL (of S3, Google, Azure, CloudFront, Akamai) without what signs it: the same object's
+    next signature is another, and whoever holds it may read."""
+    address, _, query = uri.partition("?")
+    if not uri.lower().startswith(("http://", "https://")) or not _SIGNED.search(query):
+        return uri
+    kept = [part for part in query.split("&") if not _SIGNING.fullmatch(part.partition("=")[0])]
+    return f"{address}?{'&'.join(kept)}" if kept else address
+
+
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 

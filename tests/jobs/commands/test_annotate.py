@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -323,6 +324,36 @@ def test_s3_in_and_out_gives_the_same_rows(
     assert "planted-secret" not in done.stdout + done.stderr
 
 
+def test_a_presigned_url_is_its_object_whoever_signs_it_and_its_signature_is_nowhere(
+    few: Path, s3: S3, emolake: Emolake, tmp_path: Path
+) -> None:
+    fs = s3.fs()
+    fs.put(str(few / "single_face.mp4"), f"{s3.bucket}/signed/single_face.mp4")
+    fs.pipe_file(f"{s3.bucket}/signed/broken.mp4", b"no video at all")
+    output = tmp_path / "lake"
+    seen = ""
+    for expires in (3600, 7200):
+        names = ("single_face.mp4", "broken.mp4", "gone.mp4")
+        urls = [fs.url(f"{s3.bucket}/signed/{name}", expires) for name in names]
+        assert all("Signature=" in url for url in urls)
+        (tmp_path / "m.jsonl").write_text("".join(json.dumps({"uri": u}) + "\n" for u in urls))
+        done = emolake("annotate", tmp_path / "m.jsonl", "--output", output, "--json")
+        assert done.returncode in (0, 3), done.stderr
+        seen += done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["videos"]["skipped"] == 3, "a new signature is no new video"
+    secrets = [re.search("Signature=([^&]+)", url)[1] for url in urls]
+    uris = {row["uri"] for row in read_rows(output, "videos")}
+    assert uris == {f"{s3.endpoint}/{s3.bucket}/signed/{name}" for name in names}
+    assert {r["uri"] for r in read_rows(output, "annotations")} == {
+        f"{s3.endpoint}/{s3.bucket}/signed/single_face.mp4"
+    }
+    files = [path.read_bytes() for path in output.rglob("*") if path.is_file()]
+    for secret in (*secrets, "Signature=A"):
+        assert secret not in seen
+        assert not any(secret.encode() in data for data in files)
+
+
 def test_storage_options_reach_the_workers_and_stay_out_of_the_record(
     few: Path, s3: S3, emolake: Emolake
 ) -> None:
@@ -411,3 +442,32 @@ def test_an_interrupt_ends_with_130_and_the_next_run_resumes(
     assert len(read_rows(output, "videos")) == 2
     keys = [(r["uri"], r["track_id"], r["window"]) for r in read_rows(output, "annotations")]
     assert len(keys) == len(set(keys)) > 0
+
+
+def test_a_killed_run_has_a_record_and_another_precision_is_refused(
+    few: Path, emolake: Emolake, tmp_path: Path
+) -> None:
+    output = tmp_path / "lake"
+    command = [sys.executable, "-m", "emolake.jobs", "annotate", str(few), "--output", str(output)]
+    settings = ("--set", "resources.segments_per_commit=1", "--set", "decode.segment_seconds=2")
+    process = subprocess.Popen(
+        [*command, *settings, "--run-id", "killed", "--quiet"], start_new_session=True
+    )
+    while process.poll() is None and not list(output.glob("videos/*/*/*.parquet")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    record = json.loads((output / "_runs" / "killed" / "run.json").read_text())
+    assert (record["state"], record["precision"]) == ("running", "float32")
+    rows = read_rows(output, "videos")
+    assert {row["run_id"] for row in rows} == {"killed"}
+    assert {row["config_hash"] for row in rows} == {record["config_hash"]}
+    there = output / "_runs" / "killed" / "run.json"
+    there.write_text(json.dumps(record | {"precision": "bfloat16"}))
+    refused = emolake("annotate", few, "--output", output, *settings)
+    assert refused.returncode == 2
+    assert "run killed computed the rows of this output in bfloat16" in refused.stderr
+    there.write_text(json.dumps(record))
+    done = emolake("annotate", few, "--output", output, *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "ended"

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emolake.pipeline.corpus.listing import find_videos
-from emolake.pipeline.errors import UserError
-from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.storage.files import Storage, unsigned
 from tests.conftest import S3
 
 PARTS = [*"aZ0 #?%[]{}*!&;'\"~^$@+=,.-_é", "e\u0301", "日", "::", "%20", "..", "\t"]
@@ -142,3 +142,22 @@ def test_two_ways_to_one_file_are_one_video_where_size_and_etag_are_told_too(
     rows = [r for t in find_videos([str(tmp_path / "m.parquet")], Storage()) for r in t.to_pylist()]
     assert len({row["video_id"] for row in rows}) == 1
     assert {row["uri"] for row in rows} == {str(tmp_path / "real" / "x.mp4")}
+
+
+@pytest.mark.parametrize(
+    ("signed", "plain"),
+    [
+        ("https://b.s3.amazonaws.com/a.mp4?versionId=3&X-Amz-Date=1&X-Amz-Signature=f00", "?versionId=3"),
+        ("https://b.s3.amazonaws.com/a.mp4?AWSAccessKeyId=k&Signature=f00&Expires=9", ""),
+        ("https://x.blob.core.windows.net/c/a.mp4?sp=r&se=2026&sv=2022&sr=b&sig=f00", ""),
+        ("https://storage.googleapis.com/b/a.mp4?X-Goog-Expires=9&X-Goog-Signature=f00", ""),
+        ("https://d.cloudfront.net/a.mp4?Policy=p&Signature=f00&Key-Pair-Id=k&t=5", "?t=5"),
+        ("https://host/watch?v=dQw4w9WgXcQ", "?v=dQw4w9WgXcQ"),
+        ("s3://bucket/what?Signature=mine.mp4", "?Signature=mine.mp4"),
+    ],
+)  # fmt: skip
+def test_what_signs_a_url_is_no_part_of_the_videos_name(signed: str, plain: str) -> None:
+    assert unsigned(signed) == signed.partition("?")[0] + plain
+    told = in_a_line(f"403 for {signed} 'and so on'")
+    assert ("f00" in told) is False
+    assert told.endswith("'and so on'")
