@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "write a self-contained page: timelines, failures, runs",
     "export": "one annotated video to watch, or for annotation tools",
     "compact": "merge small files into large ones; safe to kill, refused while a run has the output",
+    "forget": "erase every row of videos; they are not annotated again unless asked for",
     "publish": "bring the tables into an Apache Iceberg catalogue: one snapshot of what is new",
     "models": "list, show and verify models",
     "evaluate": "score a model on labelled pictures or videos, or an output against labels",

@@ -16,6 +16,7 @@ from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.brought import checkpoint_file, identity_models
 from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_shards
 from emolake.pipeline.models.catalog import model_folder, model_revision
@@ -63,7 +64,9 @@ class Setting:
         return needs_of(self.models, self.config)
 
     def plan(self, videos: Shards, ledger: Shards) -> Plan:
-        return make_plan(videos, ledger, self.config, self.config_hash, self.asked)
+        forgotten = Forgotten.of(self.lake)
+        asked = replace(self.asked, forgotten=forgotten) if forgotten else self.asked
+        return make_plan(videos, ledger, self.config, self.config_hash, asked)
 
     def ledger(self) -> Shards:
         try:

@@ -19,10 +19,11 @@ from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, tell
 from emolake.jobs.parser import Options, Parser, input_options, run_id_option
 from emolake.jobs.progress import Progress, Tally
 from emolake.jobs.setting import Setting, read_setting
-from emolake.pipeline.corpus.listing import find_videos
+from emolake.pipeline.corpus.listing import find_videos, named_uris
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
+from emolake.pipeline.lake.forgetting import remember
 from emolake.pipeline.lake.iceberg import open_catalog, publish
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
@@ -68,6 +69,8 @@ def run(options: Options) -> int:
         progress.tally.driver_before = before
         record = _record(setting, run, started)
         try:
+            if setting.asked.reprocess:
+                remember(setting.lake, named_uris(options.input, setting.storage, manifests=False))
             result = _run(setting, run, record, videos, lease.fence, progress)
             write_run(setting.lake, result)
             if catalog is not None:

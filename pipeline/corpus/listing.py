@@ -7,7 +7,7 @@ import itertools
 import json
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,6 +77,21 @@ def find_videos(inputs: Iterable[str], storage: Storage) -> Iterator[pa.Table]:
     videos = (video for name in inputs for video in _find(name, storage))
     for some in _batches(videos):
         yield pa.Table.from_pylist([video.row() for video in some], LISTED_ROW)
+
+
+def named_uris(names: Iterable[str], storage: Storage, *, manifests: bool = True) -> set[str]:
+    """The uris of videos that are named one by one, there or not, and those that `manifests` name."""
+    uris = set()
+    for name in names:
+        fs, path = storage.locate(name)
+        if name.lower().endswith(MANIFEST_SUFFIXES):
+            if not manifests:
+                continue
+            beside = _beside(posixpath.dirname(_uri(fs, path)))
+            uris |= {unsigned(beside(str(row["uri"]))) for row in read_manifest(name, fs, path)}
+        else:
+            uris.add(unsigned(_uri(fs, path)))
+    return uris
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
@@ -190,13 +205,7 @@ def _manifest(
 ) -> Iterator[Video]:
     """Relative uris in a manifest are relative to the folder that holds it. Rows that tell `size` and
     `etag` are believed; every other video is looked up."""
-    folder = posixpath.dirname(_uri(fs, path))
-
-    def beside(uri: str) -> str:
-        if "://" in uri:
-            return uri
-        joined = posixpath.join(folder, uri)
-        return joined if "://" in joined else posixpath.normpath(joined)
+    beside = _beside(posixpath.dirname(_uri(fs, path)))
 
     def stat(row: dict[str, Any]) -> Video:
         named = beside(str(row["uri"]))
@@ -218,6 +227,18 @@ def _manifest(
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         for rows in _batches(read_manifest(name, fs, path)):
             yield from pool.map(stat, rows)
+
+
+def _beside(folder: str) -> Callable[[str], str]:
+    """What a manifest in a folder means by a uri."""
+
+    def beside(uri: str) -> str:
+        if "://" in uri:
+            return uri
+        joined = posixpath.join(folder, uri)
+        return joined if "://" in joined else posixpath.normpath(joined)
+
+    return beside
 
 
 def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:

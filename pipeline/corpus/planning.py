@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,11 +40,13 @@ class Plan:
 @dataclass(frozen=True)
 class Asked:
     """What the user wants done besides what is new. since: seconds since 1970; a video that was last
-    written before is left alone, one whose storage does not tell is not."""
+    written before is left alone, one whose storage does not tell is not. forgotten: uris that are not to be
+    done again."""
 
     reprocess: bool = False
     retry_failed: bool = False
     since: float | None = None
+    forgotten: Container[str] = ()
 
 
 def make_plan(
@@ -75,10 +77,14 @@ def _todo(
 ) -> pa.Table:
     """The videos among these that are to be done; the plan's counters take them all in."""
     done, skipped = plan.why_done, plan.why_skipped
+    videos = list(videos)
+    kept = [video for video in videos if video["uri"] not in asked.forgotten]
+    if len(kept) < len(videos):
+        skipped["forgotten"] += len(videos) - len(kept)
     known = video_states(newest_versions(ledger.rows))
     known_uris = {state.uri for state in known.values()}
     rows = []
-    for video in videos:
+    for video in kept:
         written = video["modified"]
         if asked.since is not None and written is not None and written < asked.since:
             skipped["older than --since"] += 1

@@ -28,6 +28,7 @@ DATA_TABLES = ("annotations", "tracks")
 LEDGER = "videos"
 RUNS = "_runs"
 LEASES = "_lease"
+FORGOTTEN = "_forgotten"
 _ROW_GROUP = 128 * 1024
 _DATA_FILE = re.compile(
     r"/(?P<table>annotations|tracks|videos)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"

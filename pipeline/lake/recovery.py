@@ -3,15 +3,16 @@ written out of their files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.commit import write_commit
+from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
@@ -23,15 +24,22 @@ Segments = dict[str, set[tuple[str, int]]]
 """(video_id, segment) by commit id."""
 
 
-def recover(lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False) -> Shards:
+def recover(
+    lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False, forgets: bool = True
+) -> Shards:
     """At a run's start it finishes what a killed one left half done, at its end what it replaced itself.
     Returns the ledger as it is then (`ledger_shards`, `whole` or not).
 
+    forgets: rows of videos that are to be forgotten go first, those that a slow writer brought back too.
     own: what stands half done under this very lease goes too; only where none of its writes is under way.
     """
     with fence.held():
         data = [file for table in DATA_TABLES for file in lake.files(table)]
         ledger = ledger_shards(lake, whole=whole)
+        forgotten = Forgotten.of(lake) if forgets else None
+        if forgotten and (back := _segments_of(ledger, forgotten)):
+            _rewrite(lake, back, fence)
+            ledger = ledger_shards(lake, whole=whole)
         found = _look(lake, ledger, data)
         _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
         if found.bereft:
@@ -42,6 +50,34 @@ def recover(lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False)
             _rewrite(lake, found.stale, fence)
             ledger = ledger_shards(lake, whole=whole)
         return ledger
+
+
+def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:
+    """Takes every row of some videos out, whether it counts or not. gone: their uris. Returns how many rows
+    went of each table. JobFailed where the store keeps some."""
+    with fence.held():
+        count = dict.fromkeys((*DATA_TABLES, LEDGER), 0)
+        segments = _segments_of(ledger_shards(lake), gone)
+        for file in (f for table in DATA_TABLES for f in lake.files(table)):
+            if file.commit_id in segments:
+                rows = lake.read_table(file, ["video_id", "segment"]).to_pylist()
+                there = segments[file.commit_id]
+                count[file.table] += sum((r["video_id"], r["segment"]) in there for r in rows)
+        count[LEDGER] = sum(map(len, segments.values()))
+        if segments:
+            _rewrite(lake, segments, fence)
+            if _segments_of(ledger_shards(lake), gone):
+                raise JobFailed(f"{lake.uri}: the store did not remove all rows; run it again")
+        return count
+
+
+def _segments_of(ledger: Shards, gone: Container[str]) -> Segments:
+    found: Segments = {}
+    for part in ledger.parts():
+        uris = [uri for uri in part["uri"].unique().to_pylist() if uri in gone]
+        if uris:
+            _gather(found, part.filter(pc.is_in(part["uri"], pa.array(uris))))
+    return found
 
 
 def tidy(lake: Lake, run_id: str) -> None:
