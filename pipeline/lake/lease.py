@@ -124,6 +124,11 @@ class Lease:
             raise UserError(
                 f"{lake.uri} was taken by another run just now; wait for it, or stop it"
             )
+        if create_exclusively(lake.fs, _path(lake, number), b"{}"):
+            raise UserError(
+                f"{lake.uri} lies in a store that writes over what is there though it is asked not to "
+                "(If-None-Match): two runs could not be kept apart; choose another store"
+            )
         lake.remove(_path(lake, old) for old in range(max(number - 8, 0), number))
         return cls(lake, number, mine)
 

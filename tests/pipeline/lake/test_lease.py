@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake import lease
 from emolake.pipeline.lake.commit import commit_segments
+from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease, LeaseLost
 from emolake.pipeline.storage import files
 from tests.pipeline.lake.test_lake import RUN, lake_at, segment
@@ -128,6 +130,16 @@ def test_a_lease_that_cannot_be_read_is_no_free_one(tmp_path) -> None:
     (tmp_path / "_lease" / "000000007.json").write_text("{")
     with pytest.raises(UserError, match="in use by another run"):
         Lease.acquire(lake, "second", patient=False)
+
+
+def test_a_store_without_conditional_creates_is_refused() -> None:
+    class Careless(MemoryFileSystem):
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: object) -> None:
+            super().pipe_file(path, value, mode="overwrite")
+
+    lake = Lake("memory://careless", Careless(skip_instance_cache=True), "/careless")
+    with pytest.raises(UserError, match="writes over what is there"):
+        Lease.acquire(lake, "run")
 
 
 def test_who_slept_until_its_number_was_cleared_away_takes_nothing(tmp_path, monkeypatch) -> None:
