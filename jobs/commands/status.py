@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pyarrow.compute as pc
+
 from emolake.jobs.cli import print_json
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, newest_versions, video_states
 from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -31,26 +33,31 @@ def declare(parser: Parser) -> None:
 def run(options: Options) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
     try:
-        rows = newest_versions(read_ledger(lake).live)
+        states, failures, sums = Counter[str](), Counter[str](), Counter[str]()
+        for ledger in ledger_parts(ledger_shards(lake)):
+            rows = newest_versions(ledger.live)
+            for video in video_states(rows).values():
+                states[video.state] += 1
+                if video.state == "failed":
+                    failures[str(video.reason)] += 1
+            sums["segments"] += rows.num_rows
+            for name in ("n_tracks", "n_windows"):
+                sums[name] += pc.sum(rows[name]).as_py() or 0
         runs = [{name: run.get(name) for name in _OF_A_RUN} for run in reversed(read_runs(lake))]
     except OSError as error:
         raise UserError(f"{lake.uri} cannot be read: {in_a_line(error)}") from None
-    if not rows.num_rows and not runs:
+    if not sums["segments"] and not runs:
         raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
-    states = video_states(rows)
     result = {
         "output": lake.uri,
         "videos": {
-            "total": len(states),
-            **dict.fromkeys(("annotated", "no_face", "failed"), 0),
-            **Counter(state.state for state in states.values()),
+            "total": states.total(),
+            **{name: states[name] for name in ("annotated", "no_face", "failed")},
         },
-        "segments": rows.num_rows,
-        "tracks": sum(rows["n_tracks"].to_pylist()),
-        "windows": sum(rows["n_windows"].to_pylist()),
-        "failures": dict(
-            Counter(s.reason for s in states.values() if s.state == "failed").most_common()
-        ),
+        "segments": sums["segments"],
+        "tracks": sums["n_tracks"],
+        "windows": sums["n_windows"],
+        "failures": dict(failures.most_common()),
         "runs": runs,
     }
     if options.json:
