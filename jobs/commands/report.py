@@ -28,13 +28,13 @@ def run(options: Options) -> int:
         report = read_report(lake)
     except OSError as error:
         raise UserError(f"{lake.uri} cannot be read: {in_a_line(error)}") from None
-    if not report.runs and not report.videos:
+    if not report.runs and not report.total:
         raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
     page = render(report, options.prices and Prices.read(options.prices))
     try:
         options.html.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--html {options.html} cannot be written: {error.strerror}") from None
-    told = {"html": str(options.html), "videos": len(report.videos), "bytes": len(page)}
-    line = f"{options.html}: {len(report.videos)} videos, {len(page) / 1e3:.0f} kB"
+    told = {"html": str(options.html), "videos": report.total, "bytes": len(page)}
+    line = f"{options.html}: {report.total} videos, {len(page) / 1e3:.0f} kB"
     return tell(options, told, line)

@@ -5,17 +5,21 @@ Between runs a plain glob shows the same rows; these functions are for readers w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 from emolake.pipeline.lake.layout import LEDGER, Lake
-from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, read_ledger
 from emolake.pipeline.lake.order import is_rewrite
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.shards import Shards
 
 _PARTITIONS = ("corpus", "date")
 _TRIES = 5
@@ -67,6 +71,77 @@ def _read(
         raise UserError(f"{output} cannot be read: {in_a_line(error)}") from None
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What counts in an output at one moment, in bounded memory. ledger: every committed row, whole;
+    uncounted: (video_id, segment) by commit id, of rows that do not count (or not yet)."""
+
+    lake: Lake
+    ledger: Shards
+    commits: frozenset[str]
+    uncounted: Mapping[str, frozenset[tuple[str, int]]]
+
+    @classmethod
+    def of(cls, lake: Lake) -> Snapshot:
+        """FilesChanged where settling or compaction rewrites the ledger at this very moment."""
+        with _unchanged(lake):
+            ledger = ledger_shards(lake, whole=True)
+        commits: set[str] = set()
+        uncounted: dict[str, set[tuple[str, int]]] = {}
+        for part in ledger_parts(ledger):
+            commits.update(part.rows["commit_id"].unique().to_pylist())
+            others = part.rows.filter(pc.not_equal(part.rows["standing"], "live"))
+            for row in others.select(["commit_id", "video_id", "segment"]).to_pylist():
+                uncounted.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
+        frozen = {commit: frozenset(segments) for commit, segments in uncounted.items()}
+        return cls(lake, ledger, frozenset(commits), frozen)
+
+    def tables(
+        self, name: str, columns: list[str], commits: Collection[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of a data table that count, file by file; of some commits only, where named.
+        FilesChanged where a file has gone meanwhile."""
+        wanted = self.commits if commits is None else commits
+        files = [file for file in self.lake.files(name) if file.commit_id in wanted]
+        keys = [key for key in ("video_id", "segment") if key not in columns]
+        try:
+            for file, table in self.lake.read_tables(files, [*columns, *keys]):
+                if gone := self.uncounted.get(file.commit_id):
+                    pairs = zip(
+                        *(table[k].to_pylist() for k in ("video_id", "segment")), strict=True
+                    )
+                    table = table.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
+                yield table.select(columns)
+        except FileNotFoundError:
+            raise FilesChanged(self.lake.uri) from None
+
+
+def in_one_moment(lake: Lake, read: Callable[[Snapshot], T]) -> T:
+    """What `read` makes of an output; asked again, a few times, where files go under its feet."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return read(Snapshot.of(lake))
+        except (FilesChanged, FileNotFoundError) as error:
+            if not left:
+                raise FilesChanged(lake.uri) from error
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _unchanged(lake: Lake) -> Iterator[None]:
+    """FilesChanged where a rewriting of the ledger went on while it was read: a listing of a folder is no
+    moment, and may have missed both a commit that went and the one that came for it. What a run adds
+    meanwhile does not matter."""
+    before = {file.commit_id for file in lake.files(LEDGER)}
+    yield
+    after = {file.commit_id for file in lake.files(LEDGER)}
+    if before - after or any(map(is_rewrite, after - before)):
+        raise FilesChanged(lake.uri)
+
+
 def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a table that count by the ledger, with the partition columns corpus and date."""
     wanted = columns or [*TABLES[name].names, *_PARTITIONS]
@@ -82,13 +157,8 @@ def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Tab
 def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
     """One reading of the ledger and of the files it names; FilesChanged where some are gone by then,
     because compaction has put others in their place."""
-    before = {file.commit_id for file in lake.files(LEDGER)}
-    live = read_ledger(lake).live
-    # A listing of a folder is no moment: it may have missed both a commit that went and the one that came
-    # for it. What a run adds meanwhile does not matter.
-    after = {file.commit_id for file in lake.files(LEDGER)}
-    if before - after or any(map(is_rewrite, after - before)):
-        raise FilesChanged(lake.uri)
+    with _unchanged(lake):
+        live = read_ledger(lake).live
     if name == LEDGER:
         return live.select(wanted)
     keys = live.select(["commit_id", "video_id", "segment", "n_windows"]).to_pylist()

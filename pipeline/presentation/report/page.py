@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from emolake.pipeline.corpus.estimate import Prices
 from emolake.pipeline.presentation.palette import PALETTE, colour
-from emolake.pipeline.presentation.report.content import MOST_TIMELINES, Report, Span, VideoReport
+from emolake.pipeline.presentation.report.content import Report, Span, VideoReport
 
 _WIDTH, _LANE, _GAP = 1000, 26, 6
 _STACK = 120
@@ -30,8 +30,7 @@ def render(report: Report, prices: Prices | None = None) -> str:
         prices=prices,
     )
     template = environment.get_template("page.html.j2")
-    shown = report.videos[:MOST_TIMELINES]
-    return template.render(report=report, shown=shown, palette=PALETTE, per_page=_PER_PAGE)
+    return template.render(report=report, shown=report.videos, palette=PALETTE, per_page=_PER_PAGE)
 
 
 def clock(seconds: float) -> str:
