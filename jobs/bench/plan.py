@@ -39,7 +39,7 @@ def bench_plan(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
     videos = [Video(f"/archive/{k:06d}.mp4", 1000, "1") for k in range(_COMMITS * _VIDEOS_A_COMMIT)]
     lease = Lease.acquire(lake, "bench")
     for at in range(0, len(videos), _VIDEOS_A_COMMIT):
-        rows = [_segment(video) for video in videos[at : at + _VIDEOS_A_COMMIT]]
+        rows = [minute_of(video) for video in videos[at : at + _VIDEOS_A_COMMIT]]
         commit_segments(lake, rows, stamp, lease.fence)
 
     listed = Shards(LISTED_ROW)
@@ -120,7 +120,7 @@ def _annotation_rows(number: int) -> list[dict[str, Any]]:
             "confidence": float(draw()),
             "bbox": dict(zip(("x1", "y1", "x2", "y2"), draw(4).tolist(), strict=True)),
         }
-        for row in _segment(video, _WINDOWS_OF_A_LARGE)["annotations"]
+        for row in minute_of(video, _WINDOWS_OF_A_LARGE)["annotations"]
     ]
 
 
@@ -133,7 +133,7 @@ def _best(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _segment(video: Video, windows: int = _WINDOWS) -> dict[str, Any]:
+def minute_of(video: Video, windows: int = _WINDOWS) -> dict[str, Any]:
     """A row of schema.ANNOTATED_ROW as an annotated minute leaves it."""
     box = {"x1": 0.1, "y1": 0.1, "x2": 0.5, "y2": 0.6}
     annotations = [

@@ -20,27 +20,35 @@ import pyarrow.parquet as pq
 
 from emolake.jobs.bench.clips import loop_clip, repeated
 from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.plan import minute_of
 from emolake.jobs.bench.s3 import local_s3
 from emolake.jobs.bench.store import watched_ray
 from emolake.jobs.setting import ChosenModel
 from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import Video, find_videos
+from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.schema import VIDEOS
 from emolake.pipeline.models.catalog import DEFAULT_MODEL
 from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.traffic import ours
 
 _COMMAND = (sys.executable, "-m", "emolake.jobs")
 _FEW, _MANY = 100_000, 1_000_000
 _DONE = 0.9
 _ROWS_A_FILE = 10_000
 _OBJECTS = 100_000
+_COMMITS = 2000
+_ROUND_TRIP_S = 0.02  # of a request to an object store of the same region
 _SLOW_SECONDS = 150.0
 
 
 def bench_scale(clips: list[Path], scratch: Path, _options: Namespace) -> Iterator[Measurement]:
     yield from _planning(clips[0], scratch)
+    yield from _compacting()
     yield _listing()
     yield from _nodes(clips, scratch)
     yield _object_store(clips[0], scratch)
@@ -55,9 +63,14 @@ class _Spent:
 
 def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
     spent = {}
+    read: dict[str, dict[int, _Spent]] = {"status": {}, "report": {}}
     for count in (_FEW, _MANY):
         ground = _archive(clip, scratch / f"archive-{count}", count)
-        spent[count] = _measured("plan", *ground)
+        spent[count] = _measured("plan", ground[0], "--output", ground[1])
+        page = ("--html", str(scratch / "page.html"))
+        for command, of_command in read.items():
+            more = page if command == "report" else ()
+            of_command[count] = _measured(command, ground[1], *more)
         if count == _MANY:
             first = _until_first_commit(*ground)
     few, many = spent[_FEW], spent[_MANY]
@@ -67,8 +80,13 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
     )  # fmt: skip
     yield less_is_better("peak memory of that", many.peak_mb, few.peak_mb, "MB", 0.8)
     yield less_is_better(
-        "first segment of the 1,000,000 / its plan alone", first.seconds, many.seconds, "s", 0.1
+        "first segment of the 1,000,000 / its plan alone", first.seconds, many.seconds, "s", 0.77
     )
+    for command, of_command in read.items():
+        yield less_is_better(
+            f"peak memory of {command} over 1,000,000 videos / 100,000",
+            of_command[_MANY].peak_mb, of_command[_FEW].peak_mb, "MB", 0.67,
+        )  # fmt: skip
     yield less_is_better(
         "peak driver memory until then / planning's", first.peak_mb, many.peak_mb, "MB", 0.4
     )
@@ -109,9 +127,33 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
     return str(manifest), lake.uri
 
 
-def _measured(command: str, manifest: str, output: str) -> _Spent:
+def _compacting() -> Iterator[Measurement]:
+    """Many commits in an object store become few: what is asked of the store, and how long it takes."""
+    with local_s3() as server:
+        server.fill("archive", ())
+        lake = Lake.at("s3://archive/lake", Storage(server.options))
+        lease = Lease.acquire(lake, "bench")
+        stamp = RunStamp("bench", "2026-01-01", "bench")
+        for k in range(_COMMITS):
+            video = Video(f"/archive/{k:06d}.mp4", 1000, "1")
+            commit_segments(lake, [minute_of(video)], stamp, lease.fence)
+        before, started = ours(), time.monotonic()
+        compact(lake, lease.fence, 256 << 20)
+        seconds = time.monotonic() - started
+        lease.release()
+        requests = ours().since(before)["requests"] / _COMMITS
+    yield less_is_better(
+        "compaction, requests a commit / three files", requests, 3, "requests", 0.98
+    )
+    yield more_is_better(
+        "compaction, commits a second / one request after the other",
+        _COMMITS / seconds, 1 / (3 * _ROUND_TRIP_S), "commits/s", 1.0,
+    )  # fmt: skip
+
+
+def _measured(command: str, *arguments_: str) -> _Spent:
     started = time.monotonic()
-    arguments = [*_COMMAND, command, manifest, "--output", output, "--json"]
+    arguments = [*_COMMAND, command, *arguments_, "--json"]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
