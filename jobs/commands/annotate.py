@@ -53,13 +53,13 @@ def run(options: Options) -> int:
     run_id = _run_id(options.run_id)
     setting = read_setting(options)
     videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
-    refuse_other_run(setting.lake, run_id, setting.config_hash)
     iceberg, catalog = setting.config.iceberg, None
     if iceberg.catalog:
         catalog = open_catalog(iceberg.catalog, setting.lake, setting.storage.options)
     started = datetime.now(UTC)
     run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
     try:
+        refuse_other_run(setting.lake, run_id, setting.config_hash)
         lease = Lease.acquire(setting.lake, run_id, say=Progress(0, quiet=options.quiet).say)
     except OSError as error:
         raise UserError(

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
+from emolake.pipeline.lake.ledger import needing
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.schema import (
     ANNOTATIONS,
@@ -56,15 +57,15 @@ def write_commit(
     """The commit protocol: data files in any order, then the fence, then the ledger file, which is created
     and never written over. tables: by name; the ledger's rows get this commit's id.
 
-    There is always a data file: by it a recovery that takes the output over finds what this writer was
-    about to do, and takes the ledger file's place first. A writer that fails before the ledger file, or
-    whose place is taken, takes its data files away again: whoever owns the output by then may have ended,
-    and nobody else would. Where it is unknown whether the ledger file came to be they stay, for recovery.
+    Every table that the ledger's rows need (`needing`) has a file, be it an empty one, and there is always
+    one: by it a recovery that takes the output over finds what this writer was about to do, and takes the
+    ledger file's place first. A writer that fails before the ledger file, or whose place is taken, takes
+    its data files away again: whoever owns the output by then may have ended, and nobody else would. Where it is unknown whether the ledger file came to be they stay, for recovery.
     """
-    data = {name: tables[name] for name in DATA_TABLES if name in tables and tables[name].num_rows}
-    if not data:
-        data = {name: TABLES[name].empty_table() for name in DATA_TABLES[:1]}
     ledger = tables[LEDGER]
+    have = {name: tables.get(name, TABLES[name].empty_table()) for name in DATA_TABLES}
+    needed = [name for name in DATA_TABLES if needing(ledger, name).num_rows or have[name].num_rows]
+    data = {name: have[name] for name in needed or DATA_TABLES[:1]}
     at = ledger.schema.get_field_index("commit_id")
     named = pa.array([commit_id] * ledger.num_rows, pa.string())
     ledger = ledger.set_column(at, ledger.schema.field(at), named)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
-from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.ledger import needing, read_ledger
 from emolake.pipeline.lake.reading import table_schema, tables_of
 
 if TYPE_CHECKING:
@@ -98,12 +98,15 @@ def publish(
     changed a table meanwhile.
     """
     catalog.create_namespace_if_not_exists(namespace)
-    columns = [*_KEYS[LEDGER], "commit_id", "n_windows"]
-    live = read_ledger(lake).live.select(columns).to_pylist()
+    live = read_ledger(lake).live
     published = []
     for name in (*DATA_TABLES, LEDGER):
-        rows = live if name == LEDGER else [row for row in live if row["n_windows"]]
-        wanted = {tuple(row[key] for key in _KEYS[name]): row["commit_id"] for row in rows}
+        rows = (live if name == LEDGER else needing(live, name)).select(
+            [*_KEYS[LEDGER], "commit_id"]
+        )
+        wanted = {
+            tuple(row[key] for key in _KEYS[name]): row["commit_id"] for row in rows.to_pylist()
+        }
         published.append(_publish(lake, catalog, (namespace, name), wanted, run_id, fence))
     return published
 

@@ -78,6 +78,15 @@ def ledger_of(rows: pa.Table) -> Ledger:
     return Ledger(rows.append_column("standing", _standing(rows)))
 
 
+def needing(ledger: pa.Table, table: str) -> pa.Table:
+    """The rows of the ledger whose segments may have rows in a data table. Windows of what is said are of no
+    track, and a track without windows has no row."""
+    needs = pc.greater(ledger["n_windows"], 0)
+    if table == "tracks":
+        needs = pc.and_(needs, pc.greater(ledger["n_tracks"], 0))
+    return ledger.filter(needs)
+
+
 def _standing(rows: pa.Table) -> pa.Array:
     """`live`, `pending` or `stale` for rows that stand in order."""
     order = pa.array(range(rows.num_rows), pa.int64())

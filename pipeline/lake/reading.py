@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 from emolake.pipeline.lake.layout import LEDGER, Lake
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, read_ledger
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, needing, read_ledger
 from emolake.pipeline.lake.order import is_rewrite
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
@@ -161,10 +161,8 @@ def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
         live = read_ledger(lake).live
     if name == LEDGER:
         return live.select(wanted)
-    keys = live.select(["commit_id", "video_id", "segment", "n_windows"]).to_pylist()
-    counts = {
-        (row["commit_id"], row["video_id"], row["segment"]) for row in keys if row["n_windows"]
-    }
+    keys = needing(live, name).select(["commit_id", "video_id", "segment"]).to_pylist()
+    counts = {(row["commit_id"], row["video_id"], row["segment"]) for row in keys}
     parts = [table.select(wanted) for table in tables_of(lake, name, counts)]
     return pa.concat_tables([table_schema(name).empty_table().select(wanted), *parts])
 

@@ -15,7 +15,7 @@ from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, needing
 from emolake.pipeline.lake.order import lease_of, new_commit_id
 from emolake.pipeline.lake.schema import VIDEOS
 from emolake.pipeline.storage.shards import Shards
@@ -110,18 +110,18 @@ def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
     held = {
         table: {file.commit_id for file in data if file.table == table} for table in DATA_TABLES
     }
-    whole = set.intersection(*held.values())
     for part in ledger_parts(ledger):
         rows = part.rows
         found.committed.update(rows["commit_id"].unique().to_pylist())
         stale = pc.equal(rows["standing"], "stale")
         _gather(found.stale, rows.filter(stale))
-        needs = rows.filter(pc.and_(pc.invert(stale), pc.greater(rows["n_windows"], 0)))
-        commits = set(needs["commit_id"].unique().to_pylist()) - whole
-        # A listing may lag; the files themselves do not.
-        lost = {commit for commit in commits if not _is_whole(lake, commit)}
-        if lost:
-            _gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
+        live = rows.filter(pc.invert(stale))
+        for table in DATA_TABLES:
+            needs = needing(live, table)
+            commits = set(needs["commit_id"].unique().to_pylist()) - held[table]
+            # A listing may lag; the files themselves do not.
+            if lost := [commit for commit in commits if not _stands(lake, table, commit)]:
+                _gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
     return found
 
 
@@ -130,13 +130,10 @@ def _gather(segments: Segments, rows: pa.Table) -> None:
         segments.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
 
 
-def _is_whole(lake: Lake, commit_id: str) -> bool:
+def _stands(lake: Lake, table: str, commit_id: str) -> bool:
     return any(
         file.commit_id == commit_id
-        and all(
-            lake.fs.exists(lake.data_path(table, file.corpus, file.date, commit_id))
-            for table in DATA_TABLES
-        )
+        and lake.fs.exists(lake.data_path(table, file.corpus, file.date, commit_id))
         for file in lake.files(LEDGER)
     )
 

@@ -33,7 +33,7 @@ from tests.chaos.conftest import Amount
 from tests.chaos.steps import Actor, Killed, Store
 from tests.pipeline.lake.test_lake import segment
 
-VIDEOS = ("a", "b", "n")  # the last shows no face
+VIDEOS = ("a", "b", "n", "s")  # n shows no face, s has windows of what is said and no track
 Seen = Counter[tuple[str, int]]
 
 
@@ -155,7 +155,11 @@ class Play:
         def work(me: Actor) -> None:
             commit_segments(
                 me.lake,
-                [segment(video, windows=0 if video == "n" else 1) for video in videos],
+                [
+                    segment(video, windows=0 if video == "n" else 1)
+                    | ({"tracks": []} if video == "s" else {})
+                    for video in videos
+                ],
                 RunStamp(run, "2026-01-31", "c"),
                 Fence(me.lake, fence.number),
             )
@@ -222,8 +226,8 @@ class Play:
             before = self.newest.get(row["video_id"], 0)
             assert row["lease"] >= before, f"{row['video_id']}: older than was to be seen before"
             self.newest[row["video_id"]] = row["lease"]
-            if row["n_windows"]:
-                for table in DATA_TABLES:
+            for table, n in (("annotations", row["n_windows"]), ("tracks", row["n_tracks"])):
+                if n:
                     held = self.rows(table, row["commit_id"])
                     assert row["video_id"] in held, f"{row['commit_id']} has no {table}"
 
@@ -265,7 +269,11 @@ class Play:
             )
             for table in (*DATA_TABLES, LEDGER)
         }
-        assert found == {"annotations": ["a", "b"], "tracks": ["a", "b"], LEDGER: ["a", "b", "n"]}
+        assert found == {
+            "annotations": ["a", "b", "s"],
+            "tracks": ["a", "b"],
+            LEDGER: ["a", "b", "n", "s"],
+        }
         reader = self.start(self.reader())
         self.finish(reader)
         assert reader.error is None, repr(reader.error)

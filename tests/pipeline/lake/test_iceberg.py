@@ -59,6 +59,13 @@ def test_publishing_again_changes_nothing(lake: Lake, catalog: Catalog) -> None:
     assert snapshots(catalog) == ["run-1"]
 
 
+def test_what_is_said_without_a_face_is_published_once(lake: Lake, catalog: Catalog) -> None:
+    commit_segments(lake, [segment("said", tracks=[])], RUN, no_fence)
+    published(lake, catalog, "run-1")
+    assert keys(catalog) == glob_keys(lake)
+    assert set(published(lake, catalog, "run-1").values()) == {None}
+
+
 def test_each_run_is_one_snapshot_though_it_adds_and_replaces(lake: Lake, catalog: Catalog) -> None:
     published(lake, catalog, "run-1")
     again, new = segment("a", windows=3), segment("c")

@@ -15,7 +15,7 @@ from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
 from emolake.pipeline.lake.ledger import newest_versions, read_ledger, video_states
 from emolake.pipeline.lake.order import new_commit_id
-from emolake.pipeline.lake.reading import FilesChanged, read_annotations
+from emolake.pipeline.lake.reading import FilesChanged, read_annotations, read_tracks
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
@@ -418,3 +418,15 @@ def test_scores_of_a_track_weigh_windows_by_their_length() -> None:
     long = {"start_s": 0.0, "end_s": 3.0, "scores": [("fear", 1.0), ("anger", 0.0)]}
     short = {"start_s": 3.0, "end_s": 4.0, "scores": [("fear", 0.0), ("anger", 1.0)]}
     assert time_weighted_scores([long, short]) == pytest.approx({"fear": 0.75, "anger": 0.25})
+
+
+def test_what_is_said_without_a_face_is_whole(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("said", tracks=[])], RUN, no_fence)
+    recover(lake, no_fence, own=True)
+    assert len(glob_keys(lake)) == 2, "windows of no track need no file of tracks"
+    assert read_annotations(lake.uri).num_rows == 2
+    assert read_tracks(lake.uri).num_rows == 0
+    assert [v.state for v in video_states(newest_versions(read_ledger(lake).rows)).values()] == [
+        "annotated"
+    ]
