@@ -28,7 +28,7 @@ from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import Video, find_videos
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
-from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.schema import VIDEOS
@@ -99,6 +99,7 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
     config_hash = Config().results_hash(ChosenModel.of(DEFAULT_MODEL).revision, {})
     size = clip.stat().st_size
     done = int(count * _DONE)
+    examples = _one_video(folder / "one")
     uris = []
     for start in range(0, count, _ROWS_A_FILE):
         commit = new_commit_id(1)
@@ -120,11 +121,34 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
             )  # fmt: skip
         if rows:
             table = pa.Table.from_pylist(rows, VIDEOS)
+            for name, one in examples.items():
+                data = _repeated_for(rows, one)
+                lake.write_table(lake.data_path(name, "default", "2026-01-01", commit), data)
             lake.write_table(lake.data_path(LEDGER, "default", "2026-01-01", commit), table)
     manifest = folder / "manifest.parquet"
     told = {"uri": uris, "size": [size] * count, "etag": ["1"] * count}
     pq.write_table(pa.table(told), manifest)
     return str(manifest), lake.uri
+
+
+def _one_video(folder: Path) -> dict[str, pa.Table]:
+    """What a video of one track and two windows brings to each data table."""
+    lake = Lake.at(str(folder), Storage())
+    lease = Lease.acquire(lake, "bench")
+    minute = minute_of(Video("/one.mp4", 1, "1"))
+    two = minute | {"annotations": minute["annotations"][:2], "tracks": minute["tracks"][:1]}
+    commit_segments(lake, [two], RunStamp("bench", "2026-01-01", "bench"), lease.fence)
+    lease.release()
+    return {name: lake.read_table(lake.files(name)[0]) for name in DATA_TABLES}
+
+
+def _repeated_for(videos: list[dict[str, Any]], one: pa.Table) -> pa.Table:
+    table = one.take(pa.array(list(range(one.num_rows)) * len(videos)))
+    for name in ("video_id", "uri"):
+        told = pa.array([video[name] for video in videos for _ in range(one.num_rows)])
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), told)
+    return table
 
 
 def _compacting() -> Iterator[Measurement]:

@@ -60,7 +60,8 @@ def write_commit(
     Every table that the ledger's rows need (`needing`) has a file, be it an empty one, and there is always
     one: by it a recovery that takes the output over finds what this writer was about to do, and takes the
     ledger file's place first. A writer that fails before the ledger file, or whose place is taken, takes
-    its data files away again: whoever owns the output by then may have ended, and nobody else would. Where it is unknown whether the ledger file came to be they stay, for recovery.
+    its data files away again: whoever owns the output by then may have ended, and nobody else would. Where
+    it is unknown whether the ledger file came to be they stay, for recovery.
     """
     ledger = tables[LEDGER]
     have = {name: tables.get(name, TABLES[name].empty_table()) for name in DATA_TABLES}
