@@ -135,6 +135,13 @@ def _publish(
     gone = there - wanted.keys()
     if not missing and not gone:
         return Published(name, None, 0, 0)
+    added = [
+        file
+        for rows in _batched(tables_of(lake, name, missing))
+        for file in _data_files(table, rows)
+    ]
+    if not added and not gone:  # a track without windows has no row
+        return Published(name, None, 0, 0)
     change = table.transaction()
     told = {"emolake.run-id": run_id, "emolake.output": lake.uri}
     with change.update_snapshot(snapshot_properties=told).overwrite() as snapshot:
@@ -145,9 +152,8 @@ def _publish(
                 kept = rows.filter(pa.array([key not in gone for key in _key_list(rows, name)]))
                 for file in _data_files(table, kept):
                     snapshot.append_data_file(file)
-        for rows in _batched(tables_of(lake, name, missing)):
-            for file in _data_files(table, rows):
-                snapshot.append_data_file(file)
+        for file in added:
+            snapshot.append_data_file(file)
     fence()
     try:
         change.commit_transaction()

@@ -60,7 +60,11 @@ def test_publishing_again_changes_nothing(lake: Lake, catalog: Catalog) -> None:
 
 
 def test_what_is_said_without_a_face_is_published_once(lake: Lake, catalog: Catalog) -> None:
-    commit_segments(lake, [segment("said", tracks=[])], RUN, no_fence)
+    said = segment("said", tracks=[])
+    beside_a_face = segment("both")
+    for window in beside_a_face["annotations"]:
+        window["track_id"] = -1
+    commit_segments(lake, [said, beside_a_face], RUN, no_fence)
     published(lake, catalog, "run-1")
     assert keys(catalog) == glob_keys(lake)
     assert set(published(lake, catalog, "run-1").values()) == {None}
