@@ -12,7 +12,7 @@ are no samples and that no other frame refers to: in H.264 with B-frames about h
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from av.error import EOFError as AvEOFError
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from emolake.pipeline.config import DecodeConfig
@@ -67,6 +68,10 @@ class TimedFrame:
         if width is None or width >= self.width:
             return self.render(self.width, self.height)
         return self.render(width, max(round(self.height * width / self.width), 1))
+
+
+Scalers = dict[tuple[int, int], VideoReformatter]
+"""By the size they scale to: setting one up for each frame costs as much as scaling a small one."""
 
 
 @dataclass
@@ -149,6 +154,7 @@ def _pyav_frames(
         step = 1 / float(stream.average_rate or 25)
         time_s = -step
         tick = float(stream.time_base or 0)
+        scalers = _scalers()
 
         def cell_of(pts: int) -> int:
             return math.floor((pts * tick - origin) * config.sample_fps + _EPSILON)
@@ -166,7 +172,7 @@ def _pyav_frames(
                 finished = True
                 break
             if time_s >= start_s - _EPSILON:
-                yield _timed(decoded, max(time_s, 0.0))
+                yield _timed(decoded, max(time_s, 0.0), scalers)
         if not seen and start_s == 0:
             reason: Reason = "truncated" if _cut_off(source) else "decode_error"
             raise VideoError(reason, ending.detail or "no frame could be decoded")
@@ -273,12 +279,16 @@ def _seek(container: Any, stream: VideoStream, target_s: float) -> None:
         container.seek(0)
 
 
-def _timed(frame: VideoFrame, time_s: float) -> TimedFrame:
+def _scalers() -> Scalers:
+    return defaultdict(VideoReformatter)
+
+
+def _timed(frame: VideoFrame, time_s: float, scalers: Scalers) -> TimedFrame:
     turns = _quarter_turns(frame)
 
     def render(width: int, height: int) -> Frame:
         across, down = (height, width) if turns % 2 else (width, height)
-        picture = _scaled(frame, across, down)
+        picture = _scaled(frame, across, down, scalers)
         return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
     size = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
@@ -287,11 +297,12 @@ def _timed(frame: VideoFrame, time_s: float) -> TimedFrame:
 
 def upright(frame: VideoFrame) -> Frame:
     """The whole frame, (H, W, 3) uint8 RGB, turned as its display matrix says."""
-    return _timed(frame, 0.0).rgb()
+    return _timed(frame, 0.0, _scalers()).rgb()
 
 
-def _scaled(frame: VideoFrame, width: int, height: int) -> Frame:
-    scaled = frame.reformat(width, height, format="rgb24", interpolation="AREA")
+def _scaled(frame: VideoFrame, width: int, height: int, scalers: Scalers) -> Frame:
+    scaler = scalers[width, height]
+    scaled = scaler.reformat(frame, width, height, format="rgb24", interpolation="AREA")
     return np.asarray(scaled.to_ndarray(), np.uint8)
 
 
@@ -333,7 +344,7 @@ def _from_array(upright: Frame, time_s: float) -> TimedFrame:
     def render(width: int, height: int) -> Frame:
         if (height, width) == upright.shape[:2]:
             return upright
-        return _scaled(VideoFrame.from_ndarray(upright, format="rgb24"), width, height)
+        return _scaled(VideoFrame.from_ndarray(upright, format="rgb24"), width, height, _scalers())
 
     return TimedFrame(time_s, upright.shape[1], upright.shape[0], render)
 
