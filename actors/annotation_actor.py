@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pyarrow as pa
 from emolake.pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.corpus.segments import failed_segment
+from emolake.pipeline.errors import JobFailed, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import ANNOTATED_ROW, VIDEO_ITSELF
@@ -22,12 +25,13 @@ from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 
 @dataclass(frozen=True)
 class AnnotationSettings:
-    """Which models to load and how to run them."""
+    """Which models to load and how to run them. device: `cuda` where the actor was granted a GPU."""
 
     models: tuple[str, ...]
     annotator: AnnotatorConfig
     speech_seconds: float = 0.0
     store_attributes: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 _CARRIED = (
@@ -40,6 +44,9 @@ _TOLD = (
 )
 
 
+_MOST_FAILED_IN_A_ROW = 25
+
+
 class AnnotationActor:
     """Segments with faces (schema.FACES_ROW) -> with annotations (schema.ANNOTATED_ROW).
 
@@ -50,10 +57,15 @@ class AnnotationActor:
         # Imported here and not above: this module is also loaded where only tasks run.
         import torch
 
-        if not torch.cuda.is_available():
+        device = settings.device
+        if device == "cpu":
             # One thread a process, parallelism by processes: small batches lose by more threads.
             torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif not torch.cuda.is_available():
+            raise JobFailed(
+                f"Ray granted a GPU on {socket.gethostname()} and torch sees none there; install torch for "
+                "CUDA, or set resources.gpus_per_annotation_actor=0"
+            )
         self.annotators: list[Annotator] = [
             load_annotator(model, settings.annotator, device) for model in settings.models
         ]
@@ -64,6 +76,7 @@ class AnnotationActor:
 
             self.recognizer = SpeechRecognizer(settings.annotator.recognizer, device)
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)
+        self._failed_in_a_row = 0
 
     def __call__(self, segments: pa.Table) -> pa.Table:
         rows = [
@@ -82,7 +95,22 @@ class AnnotationActor:
             for segment, mine in zip(rows, windows, strict=True):
                 made = [(place, next(told)) for place, _ in mine]
                 segment.tell(annotator, made, spent * len(mine) / max(len(flat), 1))
+        for segment in rows:
+            self._count(segment)
         return pa.Table.from_pylist([segment.row() for segment in rows], ANNOTATED_ROW)
+
+    def _count(self, segment: _Segment) -> None:
+        """JobFailed where it is not the segments that are to blame: a broken actor fails faster than whole
+        ones work, and would draw the archive to itself."""
+        if segment.error is not None:
+            self._failed_in_a_row += 1
+        elif segment.seen:
+            self._failed_in_a_row = 0
+        if self._failed_in_a_row >= _MOST_FAILED_IN_A_ROW:
+            raise JobFailed(
+                f"the model failed on {self._failed_in_a_row} segments in a row on {socket.gethostname()}: "
+                f"{in_a_line(segment.error, 200)}"
+            )
 
 
 Place = dict[str, Any]
@@ -108,7 +136,8 @@ class _Segment:
             kept = self._attributes[track["track_id"]] if settings.store_attributes else {}
             track |= dict.fromkeys(ATTRIBUTES) | kept
         self._annotations: list[dict[str, Any]] = []
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        self.seen = False  # by a model
         self._seconds = 0.0
 
     def _known(self, track: Mapping[str, Any]) -> dict[str, str]:
@@ -124,7 +153,8 @@ class _Segment:
         try:
             self._cues = recognizer(self._sound)
         except Exception as error:
-            self._error = error
+            _blame_device(error)
+            self.error = error
         self._seconds += time.monotonic() - started
 
     def windows(self, annotator: Annotator) -> list[tuple[Place, WindowInput]]:
@@ -169,8 +199,9 @@ class _Segment:
     ) -> None:
         self._seconds += seconds
         for place, annotation in made:
+            self.seen = True
             if isinstance(annotation, Exception):
-                self._error = self._error or annotation
+                self.error = self.error or annotation
                 continue
             self._annotations.append(
                 place
@@ -191,9 +222,9 @@ class _Segment:
     def row(self) -> dict[str, Any]:
         """schema.ANNOTATED_ROW; failed where a model could not take one of its windows."""
         row = self._row
-        if self._error is not None:
-            words = " ".join(str(self._error).split())[:300]
-            told = f"{type(self._error).__name__}: {words}"
+        if self.error is not None:
+            words = " ".join(str(self.error).split())[:300]
+            told = f"{type(self.error).__name__}: {words}"
             row = failed_segment(row, "model_error", told) | {"tracks": []}
             self._annotations = []
         return row | {"annotations": self._annotations, "annotate_seconds": self._seconds}
@@ -202,7 +233,8 @@ class _Segment:
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:
     try:
         return list(annotator.annotate(windows))
-    except Exception:
+    except Exception as error:
+        _blame_device(error)
         # Once more one by one, so that a window the model cannot take costs its segment alone.
         return [_alone(annotator, window) for window in windows]
 
@@ -211,4 +243,26 @@ def _alone(annotator: Annotator, window: WindowInput) -> Annotation | Exception:
     try:
         return annotator.annotate([window])[0]
     except Exception as error:
+        _blame_device(error)
         return error
+
+
+_OF_DEVICE = re.compile(
+    r"(CUDA|CUDA driver|cuDNN|NCCL|HIP) error|CUDNN_STATUS_|CUBLAS_STATUS_|device-side assert", re.I
+)
+_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.I)
+
+
+def _blame_device(error: Exception) -> None:
+    """JobFailed for an error of the device itself: after one a CUDA process answers every call with it.
+    Memory that runs out is the batch's matter."""
+    import torch
+
+    told = str(error)
+    if _OF_MEMORY.search(told):
+        return
+    if isinstance(error, torch.AcceleratorError) or _OF_DEVICE.search(told):
+        raise JobFailed(
+            f"the device of {socket.gethostname()} failed: {in_a_line(told, 200)}; mend it or take the node "
+            "out, the same command resumes"
+        ) from error

@@ -90,17 +90,14 @@ def _on_loopback() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pools:
-    """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction."""
+    """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction; annotation_cpus: of one
+    annotation actor."""
 
     faces: int
     annotate: int
     gpus: float
     face_gpus: float = 0.0
-
-    @property
-    def annotation_cpus(self) -> float:
-        """CPUs of one annotation actor."""
-        return 1 if self.gpus else _CPU_ANNOTATION_CPUS
+    annotation_cpus: float = _CPU_ANNOTATION_CPUS
 
     @property
     def held_cpus(self) -> float:
@@ -124,17 +121,29 @@ class Pools:
 def pool_sizes(resources: ResourcesConfig) -> Pools:
     """The pools for the Ray that is running."""
     total = ray.cluster_resources()
-    gpus = resources.gpus_per_annotation_actor
-    if gpus is None:
-        gpus = 1.0 if total.get("GPU", 0) >= 1 else 0.0
-    annotation = resources.annotation_actors
-    if annotation is None:
-        annotation = max(1, int(total.get("GPU", 0) / gpus)) if gpus else 1
-    face = resources.face_actors
-    if face is None:
-        shared = bool(os.environ.get("RAY_ADDRESS"))
-        face = _default_faces(int(total.get("CPU", 1)) - _SPARE_CPUS if shared else _cores())
-    return Pools(face, annotation, gpus, resources.gpus_per_face_actor or 0.0)
+    cpus = total.get("CPU", 1.0)
+    faces = int(cpus) if os.environ.get("RAY_ADDRESS") else _default_faces(_cores())
+    return pools_for(resources, cpus, total.get("GPU", 0.0), faces)
+
+
+def pools_for(resources: ResourcesConfig, cpus: float, gpus: float, faces: int) -> Pools:
+    """Pools that fit into so many CPUs and GPUs together with the tasks between them, as far as `resources`
+    leaves that open; faces: so many at most."""
+    each = resources.gpus_per_annotation_actor
+    if each is None:
+        each = 1.0 if gpus >= 1 else 0.0
+    annotate = resources.annotation_actors
+    if annotate is None:
+        annotate = max(1, int(gpus / each + 1e-6)) if each else 1
+    # A GPU's actor prepares batches on a core of its own, where the face stage can spare one.
+    for annotation_cpus in (
+        (1.0, _CPU_ANNOTATION_CPUS, TASK_CPUS) if each else (_CPU_ANNOTATION_CPUS,)
+    ):
+        left = cpus - _SPARE_CPUS - annotate * annotation_cpus
+        if left >= (resources.face_actors or 1):
+            break
+    face = resources.face_actors or max(1, min(faces, int(left)))
+    return Pools(face, annotate, each, resources.gpus_per_face_actor or 0.0, annotation_cpus)
 
 
 def _default_faces(cpus: int) -> int:
@@ -215,6 +224,7 @@ def annotations_made(
                 config.annotator,
                 config.windows.speech_seconds,
                 config.faces.store_attributes,
+                "cuda" if pools.gpus else "cpu",
             ),
         ),
         batch_size=segments_per_call,

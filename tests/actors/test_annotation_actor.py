@@ -1,0 +1,98 @@
+"""Whose fault it is when a model fails: a window's, a device's, or the model's own."""
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pytest
+import torch
+
+from emolake.actors import annotation_actor
+from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
+from emolake.pipeline.annotators.base import Annotation, WindowInput
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.corpus.segments import pictures_row, without_faces
+from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.lake.schema import FACES_ROW, VIDEO_ROW
+
+ON_CPU = AnnotationSettings(("invented",), AnnotatorConfig())
+
+
+class Invented:
+    """Answers what is said, or raises what it is told to for it."""
+
+    name, revision, needs = "invented", "1", Needs(transcript=True)
+
+    def __init__(self) -> None:
+        self.raises: Callable[[str], Exception | None] = lambda said: None
+
+    def annotate(self, windows: Sequence[WindowInput]) -> list[Annotation]:
+        for window in windows:
+            if error := self.raises(str(window.transcript)):
+                raise error
+        return [Annotation({"joy": 1.0}) for _ in windows]
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Invented:
+    model = Invented()
+    monkeypatch.setattr(annotation_actor, "load_annotator", lambda *_: model)
+    return model
+
+
+def said(*words: str) -> pa.Table:
+    """One segment a word, and nothing in a segment for an empty one."""
+    told = {"video_id": "v", "uri": "/v.mp4", "corpus": "c", "attempt": 1, "size": 1}
+    video = dict.fromkeys(VIDEO_ROW.names) | told
+    rows = []
+    for index, word in enumerate(words):
+        cues = [{"start_s": 0.0, "end_s": 1.0, "text": word}] if word else []
+        rows.append(without_faces(pictures_row(video)) | {"segment": index, "cues": cues})
+    return pa.Table.from_pylist(rows, FACES_ROW)
+
+
+def test_a_window_the_model_cannot_take_costs_its_segment_alone(model: Invented) -> None:
+    model.raises = lambda word: ValueError("no") if word == "bad" else None
+    rows = AnnotationActor(ON_CPU)(said("fine", "bad", "fine")).to_pylist()
+    assert [row["reason"] for row in rows] == [None, "model_error", None]
+    assert [len(row["annotations"]) for row in rows] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
+    ],
+)
+def test_a_broken_device_is_the_jobs_matter(model: Invented, error: Exception) -> None:
+    model.raises = lambda word: error if word == "bad" else None
+    with pytest.raises(JobFailed, match=r"the device of \S+ failed: .*; mend it") as told:
+        AnnotationActor(ON_CPU)(said("fine", "bad"))
+    assert "\n" not in str(told.value)
+
+
+def test_memory_that_runs_out_is_the_batchs_matter(model: Invented) -> None:
+    model.raises = lambda word: torch.OutOfMemoryError("CUDA error: out of memory")
+    (row,) = AnnotationActor(ON_CPU)(said("much")).to_pylist()
+    assert row["reason"] == "model_error"
+
+
+def test_a_model_that_fails_on_everything_ends_the_job(model: Invented) -> None:
+    model.raises = lambda word: KeyError("weights") if word == "bad" else None
+    actor = AnnotationActor(ON_CPU)
+    for _ in range(24):
+        actor(said("bad", ""))  # where there is nothing to see nothing is proven
+    actor(said("fine"))
+    for _ in range(24):
+        actor(said("bad"))
+    with pytest.raises(JobFailed, match="25 segments in a row"):
+        actor(said("bad"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_granted_gpu_that_torch_does_not_see_is_refused(model: Invented) -> None:
+    settings = AnnotationSettings(("invented",), AnnotatorConfig(), device="cuda")
+    with pytest.raises(JobFailed, match="torch sees none"):
+        AnnotationActor(settings)
