@@ -22,8 +22,8 @@ _SHARE = 0.85
 class Memory(Protocol):
     """What a device tells of its memory, in bytes."""
 
-    def started(self) -> None:
-        """A forward pass begins: its peak counts from here."""
+    def started(self) -> int:
+        """A forward pass begins: its peak counts from here. What is held before it, the weights above all."""
         ...
 
     def peak(self) -> int: ...
@@ -37,8 +37,9 @@ class CudaMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def started(self) -> None:
+    def started(self) -> int:
         torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
 
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated(self._device)
@@ -50,8 +51,9 @@ class CudaMemory:
 
 class MicroBatches:
     """size: items a forward pass takes now. A fixed one is the user's. Without one it is 16 on a CPU; on a
-    GPU it starts at one and doubles while twice the last peak fits the memory, so it is found in the
-    first batches, whose results count like any other's. Running out of memory halves it for good.
+    GPU it starts at one and doubles while twice what the last pass took beside the weights fits the memory,
+    so it is found in the first batches, whose results count like any other's. Running out of memory halves
+    it for good.
 
     whole: every batch is filled up to `size` with copies of its last item, whose results are dropped, so
     that shapes stand still for a compiled model.
@@ -65,6 +67,7 @@ class MicroBatches:
         if device is not None and on_gpu and size is None:
             self._memory = CudaMemory(device)
         self.size = size or (1 if on_gpu else CPU_SIZE)
+        self._held = 0
         self._ahead = on_gpu
         self._whole = whole
 
@@ -110,14 +113,15 @@ class MicroBatches:
         self, forward: Callable[[Prepared], Sequence[Result]], given: Prepared
     ) -> Sequence[Result]:
         if self._memory is not None:
-            self._memory.started()
+            self._held = self._memory.started()
         return forward(given)
 
     def _grows(self, last: int) -> bool:
         """Whether twice as many fit; once they do not, that is settled."""
         if self._memory is None or last < self.size:
             return False
-        if self.size < LARGEST and 2 * self._memory.peak() < _SHARE * self._memory.total():
+        twice = self._held + 2 * (self._memory.peak() - self._held)
+        if self.size < LARGEST and twice < _SHARE * self._memory.total():
             return True
         self._memory = None
         return False

@@ -151,6 +151,21 @@ def test_the_pools_of_the_configuration_fit_the_worker_groups(
         assert annotating == gpus
 
 
+def test_rays_store_lies_in_the_shared_memory_that_the_pod_has(manifests: list[Manifest]) -> None:
+    for spec in job_specs(manifests):
+        cluster = spec["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            store = float(group["rayStartParams"]["object-store-memory"]) / 1e6
+            volumes = {v["name"]: v for v in group["template"]["spec"]["volumes"]}
+            room = megabytes(volumes["shared-memory"]["emptyDir"]["sizeLimit"])
+            assert 0.85 * room < store < 0.95 * room, "beyond it the store moves to the disk"
+
+
+def test_no_run_ends_by_a_time_that_nobody_named(manifests: list[Manifest]) -> None:
+    for spec in job_specs(manifests):
+        assert "activeDeadlineSeconds" not in spec
+
+
 def test_pods_are_caged_and_hold_no_secret(manifests: list[Manifest]) -> None:
     for template in pod_templates(manifests):
         pod = template["spec"]

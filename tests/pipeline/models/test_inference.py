@@ -246,13 +246,14 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing() -> None:
 
 
 class FakeMemory:
-    """A device of 1000 bytes of which a window takes 30, after 100 for the weights."""
+    """A device of 1000 bytes of which a window takes 30, after the weights."""
 
-    def __init__(self) -> None:
-        self.used = 0
+    def __init__(self, weights: int) -> None:
+        self.weights = self.used = weights
 
-    def started(self) -> None:
-        self.used = 0
+    def started(self) -> int:
+        self.used = self.weights
+        return self.weights
 
     def peak(self) -> int:
         return self.used
@@ -261,22 +262,28 @@ class FakeMemory:
         return 1000
 
 
-def test_the_batch_grows_to_what_the_memory_holds() -> None:
-    memory = FakeMemory()
+@pytest.mark.parametrize(
+    ("weights", "grown", "after"),
+    [(100, [1, 2, 4, 8, 16, 16, 13], [16, 4]), (600, [1, 2, 4, *[8] * 6, 5], [8, 8, 4])],
+)
+def test_the_batch_grows_to_what_the_memory_holds(
+    weights: int, grown: list[int], after: list[int]
+) -> None:
+    memory = FakeMemory(weights)
     seen: list[int] = []
 
     def forward(batch: list[int]) -> list[int]:
         seen.append(len(batch))
-        memory.used = 100 + 30 * len(batch)
+        memory.used = weights + 30 * len(batch)
         assert memory.used <= 1000
         return doubled(batch)
 
     batches = MicroBatches(1)
     batches._memory = memory
     assert list(batches.run(list(range(60)), list, forward)) == doubled(list(range(60)))
-    assert seen == [1, 2, 4, 8, 16, 16, 13]
+    assert seen == grown
     assert list(batches.run(list(range(20)), list, forward)) == doubled(list(range(20)))
-    assert seen[7:] == [16, 4], "what was found stands"
+    assert seen[len(grown) :] == after, "what was found stands"
 
 
 def test_the_next_batch_is_prepared_while_the_current_one_runs() -> None:
