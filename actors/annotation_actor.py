@@ -25,13 +25,15 @@ from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 
 @dataclass(frozen=True)
 class AnnotationSettings:
-    """Which models to load and how to run them. device: `cuda` where the actor was granted a GPU."""
+    """Which models to load and how to run them. device: `cuda` where the actor was granted a GPU;
+    revisions: those the run was planned with, where that is to be checked."""
 
     models: tuple[str, ...]
     annotator: AnnotatorConfig
     speech_seconds: float = 0.0
     store_attributes: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    revisions: tuple[str, ...] = ()
 
 
 _CARRIED = (
@@ -69,6 +71,12 @@ class AnnotationActor:
         self.annotators: list[Annotator] = [
             load_annotator(model, settings.annotator, device) for model in settings.models
         ]
+        for annotator, wanted in zip(self.annotators, settings.revisions, strict=False):
+            if annotator.revision != wanted:
+                raise JobFailed(
+                    f"model {annotator.name} on {socket.gethostname()} is another one (revision "
+                    f"{annotator.revision}) than the run was planned with ({wanted}); bring the nodes to one"
+                )
         self.settings = settings
         self.recognizer = None
         if settings.annotator.recognizer is not None:

@@ -163,7 +163,13 @@ def annotated(
         config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
     dataset = faces_found(_videos(plan.todo, pools.faces), settings, pools)
-    dataset = annotations_made(dataset, config, pools, _segments_per_call(setting, pools))
+    dataset = annotations_made(
+        dataset,
+        config,
+        pools,
+        _segments_per_call(setting, pools),
+        tuple(model.revision for model in setting.models),
+    )
     dataset = dataset.map_batches(
         write_segments,  # type: ignore[arg-type]
         fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
@@ -213,9 +219,14 @@ def faces_found(
 
 
 def annotations_made(
-    faces: Dataset, config: Config, pools: Pools, segments_per_call: int
+    faces: Dataset,
+    config: Config,
+    pools: Pools,
+    segments_per_call: int,
+    revisions: tuple[str, ...] = (),
 ) -> Dataset:
-    """Rows of schema.FACES_ROW -> of schema.ANNOTATED_ROW."""
+    """Rows of schema.FACES_ROW -> of schema.ANNOTATED_ROW. revisions: what the models have to be, wherever
+    they are loaded."""
     return faces.map_batches(
         AnnotationActor,
         fn_constructor_args=(
@@ -225,6 +236,7 @@ def annotations_made(
                 config.windows.speech_seconds,
                 config.faces.store_attributes,
                 "cuda" if pools.gpus else "cpu",
+                revisions,
             ),
         ),
         batch_size=segments_per_call,

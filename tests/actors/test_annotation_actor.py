@@ -96,3 +96,9 @@ def test_a_granted_gpu_that_torch_does_not_see_is_refused(model: Invented) -> No
     settings = AnnotationSettings(("invented",), AnnotatorConfig(), device="cuda")
     with pytest.raises(JobFailed, match="torch sees none"):
         AnnotationActor(settings)
+
+
+def test_a_node_with_another_model_is_refused(model: Invented) -> None:
+    with pytest.raises(JobFailed, match=r"is another one \(revision 1\) than .* \(2\)"):
+        AnnotationActor(AnnotationSettings(("invented",), AnnotatorConfig(), revisions=("2",)))
+    AnnotationActor(AnnotationSettings(("invented",), AnnotatorConfig(), revisions=("1",)))
