@@ -133,8 +133,6 @@ def _publish(
         there |= held
     missing = {(commit, *key[:2]) for key, commit in wanted.items() if key not in there}
     gone = there - wanted.keys()
-    if not missing and not gone:
-        return Published(name, None, 0, 0)
     added = [
         file
         for rows in _batched(tables_of(lake, name, missing))
