@@ -15,7 +15,7 @@ from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.ledger import read_ledger
+from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
 from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage.shards import Shards
@@ -76,14 +76,19 @@ def _sample(output: str, setting: Setting) -> Sample:
     lake = Lake.at(output, setting.storage)
     try:
         runs = [run for run in read_runs(lake) if run["video_seconds"] and run.get("cost")]
-        rows = read_ledger(lake).live
+        seconds, size = 0.0, 0
+        for part in ledger_parts(ledger_shards(lake, whole=True)):
+            once = pc.and_(
+                pc.greater(part.live["duration_s"], 0), pc.equal(part.live["segment"], 0)
+            )
+            known = part.live.filter(once)
+            seconds += pc.sum(known["duration_s"]).as_py() or 0.0
+            size += pc.sum(known["size"]).as_py() or 0
     except OSError as error:
         raise UserError(f"{output} cannot be read: {in_a_line(error)}") from None
-    known = rows.filter(pc.and_(pc.greater(rows["duration_s"], 0), pc.equal(rows["segment"], 0)))
-    if not runs or not known.num_rows:
+    if not runs or not seconds:
         raise UserError(f"--estimate {output} holds no run over videos; annotate a sample there")
-    bytes_per_second = pc.sum(known["size"]).as_py() / pc.sum(known["duration_s"]).as_py()
-    return Sample.of(runs[0], bytes_per_second)
+    return Sample.of(runs[0], size / seconds)
 
 
 def _video_seconds(plan: Plan, sample: Sample, hours: float | None) -> float:

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
-from emolake.pipeline.lake.ledger import needing, read_ledger
-from emolake.pipeline.lake.reading import table_schema, tables_of
+from emolake.pipeline.lake.ledger import Segments, gather, ledger_parts, needing
+from emolake.pipeline.lake.reading import Snapshot, table_schema
+from emolake.pipeline.lake.schema import TABLES
+from emolake.pipeline.storage.shards import Shards, together
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -37,7 +40,7 @@ _KEYS = {
 """Columns that name one doing of one segment. They outlive settling and compaction."""
 _WAREHOUSE = "_iceberg"
 _SQLITE = "sqlite://"
-_FLUSH_BYTES = 256 << 20
+_FLUSH_BYTES = 128 << 20
 _FSSPEC_TO_ICEBERG = {
     "endpoint_url": "s3.endpoint",
     "key": "s3.access-key-id",
@@ -92,64 +95,49 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
 def publish(
     lake: Lake, catalog: Catalog, namespace: str, run_id: str, fence: Callable[[], None]
 ) -> list[Published]:
-    """Brings the catalogue's three tables to what the ledger says.
+    """Brings the catalogue's three tables to what the ledger says. Memory holds a part of the ledger and of
+    the rows that are added, and the keys of what is replaced.
 
     fence: called before each commit; raises where the lease is lost. JobFailed where another writer
     changed a table meanwhile.
     """
     catalog.create_namespace_if_not_exists(namespace)
-    live = read_ledger(lake).live
-    published = []
-    for name in (*DATA_TABLES, LEDGER):
-        rows = (live if name == LEDGER else needing(live, name)).select(
-            [*_KEYS[LEDGER], "commit_id"]
-        )
-        wanted = {
-            tuple(row[key] for key in _KEYS[name]): row["commit_id"] for row in rows.to_pylist()
-        }
-        published.append(_publish(lake, catalog, (namespace, name), wanted, run_id, fence))
-    return published
+    snapshot = Snapshot.of(lake)
+    return [
+        _publish(snapshot, catalog, (namespace, name), run_id, fence)
+        for name in (*DATA_TABLES, LEDGER)
+    ]
 
 
 def _publish(
-    lake: Lake,
+    lake: Snapshot,
     catalog: Catalog,
     identifier: tuple[str, str],
-    wanted: dict[Key, str],
     run_id: str,
     fence: Callable[[], None],
 ) -> Published:
-    """wanted: the segments that the table shall hold -> their commits in the lake."""
     from pyiceberg.exceptions import CommitFailedException
 
     name = identifier[1]
     table = _table(catalog, identifier)
-    there: set[Key] = set()
-    touched: list[tuple[FileScanTask, set[Key]]] = []
-    for task in table.scan().plan_files():
-        held = set(_key_list(_read(table, task, list(_KEYS[name])), name))
-        if held - wanted.keys():
-            touched.append((task, held))
-        there |= held
-    missing = {(commit, *key[:2]) for key, commit in wanted.items() if key not in there}
-    gone = there - wanted.keys()
+    tasks = list(table.scan().plan_files())
+    needed = _Change.of(lake, name, table, tasks)
     added = [
         file
-        for rows in _batched(tables_of(lake, name, missing))
+        for rows in _batched(lake.tables(name, commits=needed.lacking, but=needed.there_already))
         for file in _data_files(table, rows)
     ]
-    if not added and not gone:  # a track without windows has no row
+    if not added and not needed.gone:  # a track without windows has no row
         return Published(name, None, 0, 0)
     change = table.transaction()
-    told = {"emolake.run-id": run_id, "emolake.output": lake.uri}
+    told = {"emolake.run-id": run_id, "emolake.output": lake.lake.uri}
     with change.update_snapshot(snapshot_properties=told).overwrite() as snapshot:
-        for task, held in touched:
-            snapshot.delete_data_file(task.file)
-            if held - gone:
-                rows = _read(table, task, table.schema().column_names)
-                kept = rows.filter(pa.array([key not in gone for key in _key_list(rows, name)]))
-                for file in _data_files(table, kept):
-                    snapshot.append_data_file(file)
+        for at, gone in needed.gone.items():
+            snapshot.delete_data_file(tasks[at].file)
+            rows = _read(table, tasks[at], table.schema().column_names)
+            kept = rows.filter(pa.array([key not in gone for key in _key_list(rows, name)]))
+            for file in _data_files(table, kept) if kept.num_rows else ():
+                snapshot.append_data_file(file)
         for file in added:
             snapshot.append_data_file(file)
     fence()
@@ -160,7 +148,64 @@ def _publish(
         raise JobFailed(f"Iceberg table {told_as} was changed meanwhile; publish again") from None
     current = table.refresh().current_snapshot()
     assert current is not None
-    return Published(name, current.snapshot_id, len(missing), len(gone))
+    replaced = len(set().union(*needed.gone.values()))
+    return Published(name, current.snapshot_id, needed.segments_added, replaced)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What makes a table say what the ledger says. lacking: commits with segments that the table lacks;
+    there_already: what of those it has; gone: keys to be taken out, by the number of the file."""
+
+    lacking: set[str]
+    there_already: Segments
+    segments_added: int
+    gone: dict[int, set[Key]]
+
+    @classmethod
+    def of(cls, lake: Snapshot, name: str, table: Table, tasks: list[FileScanTask]) -> _Change:
+        wanted, held = _wanted(lake, name), _held(table, name, tasks)
+        lacking: set[str] = set()
+        gone: dict[int, set[Key]] = {}
+        segments_added = 0
+        for part, of_table in together(wanted, held):
+            keys, keys_there = _key_list(part, name), _key_list(of_table, name)
+            shall, there = set(keys), set(keys_there)
+            for key, commit_id in zip(keys, part["commit_id"].to_pylist(), strict=True):
+                if key not in there:
+                    lacking.add(commit_id)
+                    segments_added += 1
+            for key, at in zip(keys_there, of_table["file"].to_pylist(), strict=True):
+                if key not in shall:
+                    gone.setdefault(at, set()).add(key)
+        there_already: Segments = {}
+        for part, of_table in together(wanted, held):
+            part = part.filter(pc.is_in(part["commit_id"], pa.array(lacking, pa.string())))
+            there = set(_key_list(of_table, name))
+            known = [key in there for key in _key_list(part, name)]
+            gather(there_already, part.filter(pa.array(known, pa.bool_())))
+        return cls(lacking, there_already, segments_added, gone)
+
+
+def _wanted(lake: Snapshot, name: str) -> Shards:
+    """The segments that a table shall hold, with their commits in the lake."""
+    columns = ["uri", *_KEYS[name], "commit_id"]
+    return Shards.of(
+        pa.schema([TABLES[LEDGER].field(column) for column in columns]),
+        (needing(part.live, name).select(columns) for part in ledger_parts(lake.ledger)),
+    )
+
+
+def _held(table: Table, name: str, tasks: list[FileScanTask]) -> Shards:
+    """The segments that a table holds, each with the number of its file."""
+    columns = ["uri", *_KEYS[name]]
+    schema = pa.schema([TABLES[LEDGER].field(column) for column in columns])
+    shards = Shards(schema.append(pa.field("file", pa.int64())))
+    for at, task in enumerate(tasks):
+        once = _read(table, task, columns).group_by(columns).aggregate([])
+        number = pa.array([at] * once.num_rows, pa.int64())
+        shards.add(once.select(columns).cast(schema).append_column("file", number))
+    return shards
 
 
 def _table(catalog: Catalog, identifier: tuple[str, str]) -> Table:
@@ -210,13 +255,15 @@ def _data_files(table: Table, rows: pa.Table) -> Iterator[DataFile]:
 def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Small tables together, so that many commits become few files; bounded by memory."""
     held: list[pa.Table] = []
+    size = 0
     for table in tables:
         held.append(table)
-        if sum(part.nbytes for part in held) >= _FLUSH_BYTES:
-            yield pa.concat_tables(held)
-            held = []
+        size += table.nbytes
+        if size >= _FLUSH_BYTES:
+            yield pa.concat_tables(held).combine_chunks()
+            held, size = [], 0
     if held:
-        yield pa.concat_tables(held)
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def _key_list(rows: pa.Table, name: str) -> list[Key]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ _SLIM = pa.schema(
         *("config_hash", "commit_id", "finished_at", "lease", "n_tracks", "n_windows"),
     )
 )
+
+
+Segments = dict[str, set[tuple[str, int]]]
+"""(video_id, segment) by commit id."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,6 @@ class Ledger:
         return self.rows.filter(pc.equal(self.rows["standing"], "stale"))
 
 
-def read_ledger(lake: Lake) -> Ledger:
-    """Reads all ledger files of the output, whole: for those who want every column."""
-    extra = [pa.field(n, pa.string()) for n in ("corpus", "date", "path")]
-    tables = []
-    for file, table in lake.read_tables(lake.files(LEDGER)):
-        for field in extra:
-            column = pa.array([getattr(file, field.name)] * table.num_rows, field.type)
-            table = table.append_column(field, column)
-        tables.append(table)
-    return ledger_of(pa.concat_tables([pa.schema([*VIDEOS, *extra]).empty_table(), *tables]))
-
-
 def ledger_shards(lake: Lake, *, whole: bool = False) -> Shards:
     """What planning and settling need of every committed row (all of it, if `whole`), in bounded memory."""
     schema = VIDEOS if whole else _SLIM
@@ -79,12 +71,26 @@ def ledger_of(rows: pa.Table) -> Ledger:
 
 
 def needing(ledger: pa.Table, table: str) -> pa.Table:
-    """The rows of the ledger whose segments may have rows in a data table. Windows of what is said are of no
+    """The rows of the ledger whose segments may have rows in a table. Windows of what is said are of no
     track, and a track without windows has no row."""
+    if table == LEDGER:
+        return ledger
     needs = pc.greater(ledger["n_windows"], 0)
     if table == "tracks":
         needs = pc.and_(needs, pc.greater(ledger["n_tracks"], 0))
     return ledger.filter(needs)
+
+
+def gather(segments: Segments, rows: pa.Table) -> None:
+    """Adds the segments of some ledger rows."""
+    for row in rows.select(["commit_id", "video_id", "segment"]).to_pylist():
+        segments.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
+
+
+def without_segments(table: pa.Table, gone: Container[tuple[str, int]]) -> pa.Table:
+    """The rows of a table (one commit's) that are of other segments."""
+    pairs = zip(*(table[n].to_pylist() for n in ("video_id", "segment")), strict=True)
+    return table.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
 
 
 def _standing(rows: pa.Table) -> pa.Array:

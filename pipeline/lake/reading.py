@@ -15,7 +15,14 @@ import pyarrow.compute as pc
 
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 from emolake.pipeline.lake.layout import LEDGER, Lake
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, needing, read_ledger
+from emolake.pipeline.lake.ledger import (
+    Segments,
+    gather,
+    ledger_parts,
+    ledger_shards,
+    needing,
+    without_segments,
+)
 from emolake.pipeline.lake.order import is_rewrite
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
@@ -23,6 +30,8 @@ from emolake.pipeline.storage.shards import Shards
 
 _PARTITIONS = ("corpus", "date")
 _TRIES = 5
+
+T = TypeVar("T")
 
 
 class FilesChanged(EmolakeError):
@@ -56,65 +65,103 @@ def read_videos(
     return _read(output, storage_options, LEDGER, columns)
 
 
-def _read(
-    output: str, options: Mapping[str, Any] | None, name: str, columns: list[str] | None
-) -> pa.Table:
-    lake = Lake.at(output, Storage(options or {}))
-    unknown = set(columns or []) - {*TABLES[name].names, *_PARTITIONS}
-    if unknown:
-        raise UserError(f"{name} has no column {sorted(unknown)[0]!r}")
-    try:
+def stream(
+    output: str,
+    table: str = "annotations",
+    storage_options: Mapping[str, Any] | None = None,
+    columns: list[str] | None = None,
+) -> pa.RecordBatchReader:
+    """The same rows one file after another, in the memory of a few files: for archives whose tables no
+    memory holds. DuckDB and Polars take it as it is.
+
+    What it yields is of one moment; FilesChanged on the way where settling or compaction removed a file
+    before it was read: start again. UserError as above.
+    """
+    with _told_of(output):
+        snapshot = in_one_moment(opened(output, storage_options), lambda snapshot: snapshot)
+    wanted = _columns(table, columns)
+    tables = snapshot.tables(table, wanted)
+    batches = (batch for rows in tables for batch in rows.to_batches())
+    return pa.RecordBatchReader.from_batches(_schema_of(table, wanted), batches)
+
+
+def opened(output: str, storage_options: Mapping[str, Any] | None = None) -> Lake:
+    """UserError where `output` is no output of emolake."""
+    lake = Lake.at(output, Storage(storage_options or {}))
+    with _told_of(output):
         if not lake.files(LEDGER):
             raise UserError(f"{output} holds no run; name the --output of an annotate")
-        return live_rows(lake, name, columns)
+    return lake
+
+
+def _read(
+    output: str, options: Mapping[str, Any] | None, table: str, columns: list[str] | None
+) -> pa.Table:
+    with _told_of(output):
+        return live_rows(opened(output, options), table, _columns(table, columns))
+
+
+@contextmanager
+def _told_of(output: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{output} cannot be read: {in_a_line(error)}") from None
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What counts in an output at one moment, in bounded memory. ledger: every committed row, whole;
-    uncounted: (video_id, segment) by commit id, of rows that do not count (or not yet)."""
+    commits: by table, those that have rows that count; uncounted: what of a commit does not count (or
+    not yet)."""
 
     lake: Lake
     ledger: Shards
-    commits: frozenset[str]
-    uncounted: Mapping[str, frozenset[tuple[str, int]]]
+    commits: Mapping[str, frozenset[str]]
+    uncounted: Segments
 
     @classmethod
     def of(cls, lake: Lake) -> Snapshot:
         """FilesChanged where settling or compaction rewrites the ledger at this very moment."""
         with _unchanged(lake):
             ledger = ledger_shards(lake, whole=True)
-        commits: set[str] = set()
-        uncounted: dict[str, set[tuple[str, int]]] = {}
+        commits: dict[str, set[str]] = {name: set() for name in TABLES}
+        uncounted: Segments = {}
         for part in ledger_parts(ledger):
-            commits.update(part.rows["commit_id"].unique().to_pylist())
-            others = part.rows.filter(pc.not_equal(part.rows["standing"], "live"))
-            for row in others.select(["commit_id", "video_id", "segment"]).to_pylist():
-                uncounted.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
-        frozen = {commit: frozenset(segments) for commit, segments in uncounted.items()}
-        return cls(lake, ledger, frozenset(commits), frozen)
+            for name, of_table in commits.items():
+                of_table.update(needing(part.live, name)["commit_id"].unique().to_pylist())
+            gather(uncounted, part.rows.filter(pc.not_equal(part.rows["standing"], "live")))
+        frozen = {name: frozenset(of_table) for name, of_table in commits.items()}
+        return cls(lake, ledger, frozen, uncounted)
 
     def tables(
-        self, name: str, columns: list[str], commits: Collection[str] | None = None
+        self,
+        name: str,
+        columns: list[str] | None = None,
+        commits: Collection[str] | None = None,
+        but: Segments | None = None,
     ) -> Iterator[pa.Table]:
-        """The rows of a data table that count, file by file; of some commits only, where named.
-        FilesChanged where a file has gone meanwhile."""
-        wanted = self.commits if commits is None else commits
-        files = [file for file in self.lake.files(name) if file.commit_id in wanted]
-        keys = [key for key in ("video_id", "segment") if key not in columns]
+        """The rows of a table that count, file by file, with the partition columns corpus and date.
+
+        columns: those wanted, all by default; commits: of these only; but: segments left out. FilesChanged
+        where a file that has to be there has gone meanwhile.
+        """
+        wanted = _columns(name, columns)
+        ids = self.commits[name] if commits is None else self.commits[name].intersection(commits)
+        files = [file for file in self.lake.files(name) if file.commit_id in ids]
+        if len(files) < len(ids):
+            raise FilesChanged(self.lake.uri)
+        read = dict.fromkeys([*wanted, "video_id", "segment"])
+        own = [column for column in read if column not in _PARTITIONS]
         try:
-            for file, table in self.lake.read_tables(files, [*columns, *keys]):
-                if gone := self.uncounted.get(file.commit_id):
-                    pairs = zip(
-                        *(table[k].to_pylist() for k in ("video_id", "segment")), strict=True
-                    )
-                    table = table.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))
-                yield table.select(columns)
+            for file, table in self.lake.read_tables(files, own):
+                for told in (self.uncounted, but or {}):
+                    if gone := told.get(file.commit_id):
+                        table = without_segments(table, gone)
+                for partition in _PARTITIONS:
+                    value = pa.array([getattr(file, partition)] * table.num_rows, pa.string())
+                    table = table.append_column(partition, value)
+                yield table.select(wanted)
         except FileNotFoundError:
             raise FilesChanged(self.lake.uri) from None
 
@@ -144,47 +191,26 @@ def _unchanged(lake: Lake) -> Iterator[None]:
 
 def live_rows(lake: Lake, name: str, columns: list[str] | None = None) -> pa.Table:
     """The rows of a table that count by the ledger, with the partition columns corpus and date."""
-    wanted = columns or [*TABLES[name].names, *_PARTITIONS]
-    for left in reversed(range(_TRIES)):
-        try:
-            return _consistent(lake, name, wanted)
-        except (FilesChanged, FileNotFoundError) as error:
-            if not left:
-                raise FilesChanged(lake.uri) from error
-    raise AssertionError("unreachable")
+    wanted = _columns(name, columns)
+
+    def read(snapshot: Snapshot) -> pa.Table:
+        empty = _schema_of(name, wanted).empty_table()
+        return pa.concat_tables([empty, *snapshot.tables(name, wanted)])
+
+    return in_one_moment(lake, read)
 
 
-def _consistent(lake: Lake, name: str, wanted: list[str]) -> pa.Table:
-    """One reading of the ledger and of the files it names; FilesChanged where some are gone by then,
-    because compaction has put others in their place."""
-    with _unchanged(lake):
-        live = read_ledger(lake).live
-    if name == LEDGER:
-        return live.select(wanted)
-    keys = needing(live, name).select(["commit_id", "video_id", "segment"]).to_pylist()
-    counts = {(row["commit_id"], row["video_id"], row["segment"]) for row in keys}
-    parts = [table.select(wanted) for table in tables_of(lake, name, counts)]
-    return pa.concat_tables([table_schema(name).empty_table().select(wanted), *parts])
+def _columns(name: str, columns: list[str] | None) -> list[str]:
+    """UserError where a table has no such column."""
+    there = table_schema(name).names
+    if unknown := sorted(set(columns or []) - set(there)):
+        raise UserError(f"{name} has no column {unknown[0]!r}")
+    return columns or there
 
 
-def tables_of(lake: Lake, name: str, keys: set[tuple[str, str, int]]) -> Iterator[pa.Table]:
-    """The rows of some segments, file by file (schema `table_schema(name)`).
-
-    keys: (commit_id, video_id, segment). FilesChanged where a commit's file is gone.
-    """
-    commits = {key[0] for key in keys}
-    files = [file for file in lake.files(name) if file.commit_id in commits]
-    if len(files) < len(commits):
-        raise FilesChanged(lake.uri)
-    for file in files:
-        table = lake.read_table(file)
-        pairs = zip(table["video_id"].to_pylist(), table["segment"].to_pylist(), strict=True)
-        mask = pa.array([(file.commit_id, *pair) in keys for pair in pairs], pa.bool_())
-        table = table.filter(mask)
-        for partition in _PARTITIONS:
-            told = pa.array([getattr(file, partition)] * table.num_rows, pa.string())
-            table = table.append_column(partition, told)
-        yield table
+def _schema_of(name: str, columns: list[str]) -> pa.Schema:
+    schema = table_schema(name)
+    return pa.schema([schema.field(column) for column in columns])
 
 
 def table_schema(name: str) -> pa.Schema:

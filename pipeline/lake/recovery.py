@@ -15,13 +15,17 @@ from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, needing
+from emolake.pipeline.lake.ledger import (
+    Segments,
+    gather,
+    ledger_parts,
+    ledger_shards,
+    needing,
+    without_segments,
+)
 from emolake.pipeline.lake.order import lease_of, new_commit_id
 from emolake.pipeline.lake.schema import VIDEOS
 from emolake.pipeline.storage.shards import Shards
-
-Segments = dict[str, set[tuple[str, int]]]
-"""(video_id, segment) by commit id."""
 
 
 def recover(
@@ -76,7 +80,7 @@ def _segments_of(ledger: Shards, gone: Container[str]) -> Segments:
     for part in ledger.parts():
         uris = [uri for uri in part["uri"].unique().to_pylist() if uri in gone]
         if uris:
-            _gather(found, part.filter(pc.is_in(part["uri"], pa.array(uris))))
+            gather(found, part.filter(pc.is_in(part["uri"], pa.array(uris))))
     return found
 
 
@@ -114,20 +118,15 @@ def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
         rows = part.rows
         found.committed.update(rows["commit_id"].unique().to_pylist())
         stale = pc.equal(rows["standing"], "stale")
-        _gather(found.stale, rows.filter(stale))
+        gather(found.stale, rows.filter(stale))
         live = rows.filter(pc.invert(stale))
         for table in DATA_TABLES:
             needs = needing(live, table)
             commits = set(needs["commit_id"].unique().to_pylist()) - held[table]
             # A listing may lag; the files themselves do not.
             if lost := [commit for commit in commits if not _stands(lake, table, commit)]:
-                _gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
+                gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
     return found
-
-
-def _gather(segments: Segments, rows: pa.Table) -> None:
-    for row in rows.select(["commit_id", "video_id", "segment"]).to_pylist():
-        segments.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
 
 
 def _stands(lake: Lake, table: str, commit_id: str) -> bool:
@@ -191,7 +190,7 @@ def _recommit(
 ) -> None:
     """Commits anew what of a commit stays, if anything does. gone: (video_id, segment)."""
     tables = {
-        name: _without(lake.read_table(files[(name, old_id)]), gone)
+        name: without_segments(lake.read_table(files[(name, old_id)]), gone)
         for name in (*DATA_TABLES, LEDGER)
         if (name, old_id) in files
     }
@@ -200,8 +199,3 @@ def _recommit(
     old = files[(LEDGER, old_id)]
     commit_id = new_commit_id(fence.number, [old_id])
     write_commit(lake, tables, old.corpus, old.date, commit_id, fence)
-
-
-def _without(table: pa.Table, gone: set[tuple[str, int]]) -> pa.Table:
-    pairs = zip(*(table[n].to_pylist() for n in ("video_id", "segment")), strict=True)
-    return table.filter(pa.array([pair not in gone for pair in pairs], pa.bool_()))

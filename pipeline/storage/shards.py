@@ -13,6 +13,7 @@ import pyarrow as pa
 
 SHARDS = 64
 IN_MEMORY_ROWS = 100_000
+_AT_ONCE = 16_384  # rows that go to their parts together: dealing out a few costs as much as many
 
 
 class Shards:
@@ -23,6 +24,7 @@ class Shards:
         self.schema = schema
         self.num_rows = 0
         self._held: list[pa.Table] = []
+        self._held_rows = 0
         self._folder: TemporaryDirectory[str] | None = None
         self._open = ExitStack()
         self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
@@ -37,12 +39,12 @@ class Shards:
     def add(self, table: pa.Table) -> None:
         """May not follow the first reading."""
         self.num_rows += table.num_rows
-        if self._folder is not None:
-            self._write(table)
-            return
         self._held.append(table)
-        if self.num_rows > IN_MEMORY_ROWS:
+        self._held_rows += table.num_rows
+        if self._folder is None and self.num_rows > IN_MEMORY_ROWS:
             self.spill()
+        elif self._folder is not None and self._held_rows >= _AT_ONCE:
+            self._write_held()
 
     @property
     def spilled(self) -> bool:
@@ -57,15 +59,14 @@ class Shards:
             sink = self._open.enter_context(pa.OSFile(str(self._path(k)), "wb"))
             writer = pa.ipc.new_stream(sink, self.schema)
             self._writers.append(self._open.enter_context(writer))
-        for table in self._held:
-            self._write(table)
-        self._held = []
+        self._write_held()
 
     def parts(self) -> Iterator[pa.Table]:
         """All rows; those of one uri together."""
         if self._folder is None:
             yield pa.concat_tables([self.schema.empty_table(), *self._held])
             return
+        self._write_held()
         self._open.close()
         for k in range(SHARDS):
             with pa.memory_map(str(self._path(k))) as source:
@@ -75,7 +76,11 @@ class Shards:
         assert self._folder is not None
         return Path(self._folder.name) / f"{shard}.arrow"
 
-    def _write(self, table: pa.Table) -> None:
+    def _write_held(self) -> None:
+        if not self._held_rows:
+            return
+        table = pa.concat_tables(self._held).combine_chunks()
+        self._held, self._held_rows = [], 0
         chosen = pa.array([_shard(uri) for uri in table["uri"].to_pylist()], pa.int32())
         for k, writer in enumerate(self._writers):
             part = table.filter(pa.compute.equal(chosen, k))

@@ -6,6 +6,7 @@ import posixpath
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import first_model
-from emolake.pipeline.lake.reading import read_annotations, read_tracks, read_videos
+from emolake.pipeline.lake.ledger import ledger_parts
+from emolake.pipeline.lake.reading import Snapshot, in_one_moment, opened
 
 _MOST_NAMED = 5
 
@@ -68,28 +70,46 @@ class Story:
 def read_story(output: str, video: str, options: Mapping[str, Any] | None = None) -> Story:
     """video: its uri, file name, or the start of its video_id. UserError where none or more than one
     match."""
-    ledger = read_videos(output, options)
-    found = {
-        (row["video_id"], row["uri"])
-        for row in ledger.select(["video_id", "uri"]).to_pylist()
-        if video in (row["uri"], posixpath.basename(row["uri"]))
-        or row["video_id"].startswith(video)
-    }
+    return in_one_moment(opened(output, options), partial(_story, video=video))
+
+
+def _story(snapshot: Snapshot, video: str) -> Story:
+    rows = [row for part in ledger_parts(snapshot.ledger) for row in _named(part.live, video)]
+    found = {(row["video_id"], row["uri"]) for row in rows}
     if not found:
-        raise UserError(f"{output} holds no video {video!r}; name a uri, a file name or a video_id")
+        raise UserError(
+            f"{snapshot.lake.uri} holds no video {video!r}; name a uri, a file name or a video_id"
+        )
     if len(found) > 1:
         names = ", ".join(f"{uri} ({video_id})" for video_id, uri in sorted(found)[:_MOST_NAMED])
         raise UserError(f"{video!r} means {len(found)} videos; name one by its video_id: {names}")
     ((video_id, uri),) = found
-    windows = first_model(_of(read_annotations(output, options), video_id))
-    tracks = _of(read_tracks(output, options), video_id)
+    commits = {row["commit_id"] for row in rows}
+    windows, tracks = (
+        [
+            row
+            for rows_of_file in snapshot.tables(name, commits=commits)
+            for row in _of(rows_of_file, video_id)
+        ]
+        for name in ("annotations", "tracks")
+    )
     by_track: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for window in sorted(windows, key=lambda w: w["start_s"]):
+    for window in sorted(first_model(windows), key=lambda w: w["start_s"]):
         by_track.setdefault((window["segment"], window["track_id"]), []).append(window)
     faces = [_face(track, by_track[track["segment"], track["track_id"]]) for track in tracks]
-    lengths = [row["duration_s"] or 0.0 for row in _of(ledger, video_id)]
+    lengths = [row["duration_s"] or 0.0 for row in rows]
     duration = max([*lengths, *(face.end_s for face in faces)])
     return Story(video_id, uri, duration, sorted(faces, key=lambda f: (f.start_s, f.track_id)))
+
+
+def _named(ledger: pa.Table, video: str) -> list[dict[str, Any]]:
+    uri, video_id = ledger["uri"], ledger["video_id"]
+    named = pc.or_(pc.equal(uri, video), pc.ends_with(uri, f"/{video}"))
+    meant = ledger.filter(pc.or_(named, pc.starts_with(video_id, video)))
+    rows: list[dict[str, Any]] = meant.select(
+        ["video_id", "uri", "commit_id", "duration_s"]
+    ).to_pylist()
+    return rows
 
 
 def _of(table: pa.Table, video_id: str) -> list[dict[str, Any]]:

@@ -169,3 +169,16 @@ def test_polars_and_duckdb_read_it(lake: Lake, catalog: Catalog) -> None:
 def test_a_catalogue_that_is_not_there_is_told_in_one_line(lake: Lake, name: str) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
         open_catalog(name, lake, {})
+
+
+def test_what_compaction_mixed_with_news_is_not_added_again(
+    lake: Lake, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emolake.pipeline.storage.shards.IN_MEMORY_ROWS", 1)
+    published(lake, catalog, "run-1")
+    commit_segments(lake, [segment("c"), segment("a", windows=1)], SECOND, no_fence)
+    compact(lake, no_fence, 1 << 20)
+    done = publish(lake, catalog, "emolake", "run-2", no_fence)
+    assert [(p.segments_added, p.segments_removed) for p in done] == [(2, 1)] * 3
+    for table in ("annotations", "tracks", "videos"):
+        assert keys(catalog, table) == glob_keys(lake, table)

@@ -4,18 +4,26 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake import commit, compaction, order
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, time_weighted_scores
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
-from emolake.pipeline.lake.ledger import newest_versions, read_ledger, video_states
+from emolake.pipeline.lake.ledger import (
+    Ledger,
+    ledger_parts,
+    ledger_shards,
+    newest_versions,
+    video_states,
+)
 from emolake.pipeline.lake.order import new_commit_id
-from emolake.pipeline.lake.reading import FilesChanged, read_annotations, read_tracks
+from emolake.pipeline.lake.reading import FilesChanged, read_annotations, read_tracks, stream
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import Storage
@@ -44,6 +52,11 @@ the_next = NoFence(number=2)
 
 def lake_at(path: Path) -> Lake:
     return Lake.at(str(path), Storage())
+
+
+def ledger(lake: Lake) -> Ledger:
+    (part,) = ledger_parts(ledger_shards(lake, whole=True))
+    return part
 
 
 def segment(
@@ -110,7 +123,7 @@ def test_a_commit_shows_in_all_three_tables(tmp_path) -> None:
     lake = lake_at(tmp_path)
     commit_segments(lake, [segment("b"), segment("a"), segment("n", windows=0)], RUN, no_fence)
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)]
-    states = video_states(read_ledger(lake).live)
+    states = video_states(ledger(lake).live)
     assert {k: s.state for k, s in states.items()} == {
         "a": "annotated",
         "b": "annotated",
@@ -130,7 +143,7 @@ def test_what_dies_before_the_ledger_is_an_orphan_and_is_removed(tmp_path) -> No
     with pytest.raises(KeyboardInterrupt):
         commit_segments(lake, [segment("b")], RUN, NoFence(error=KeyboardInterrupt()))
     assert ("b", 0, 0) in glob_keys(lake)
-    assert "b" not in video_states(read_ledger(lake).live)
+    assert "b" not in video_states(ledger(lake).live)
     aside = Path(lake.root) / "tracks" / "corpus=c" / f".{new_commit_id(1)}.parquet.0.partial"
     aside.write_bytes(b"PAR1")
     recover(lake, no_fence)
@@ -170,9 +183,9 @@ def test_a_changed_object_replaces_its_rows_only_when_it_is_whole(tmp_path) -> N
     commit_segments(lake, [segment("v@1", windows=2), segment("w")], RUN, no_fence)
     commit_segments(lake, [segment("v@2", 0, of=2, windows=1)], RUN, no_fence)
     recover(lake, no_fence)
-    live = video_states(read_ledger(lake).live)
+    live = video_states(ledger(lake).live)
     assert "v@1" in live, "the old version counts until the new one is whole"
-    newest = video_states(newest_versions(read_ledger(lake).rows))
+    newest = video_states(newest_versions(ledger(lake).rows))
     assert newest["v@2"].segments == {0}, "and what is done of the new one is known"
     commit_segments(lake, [segment("v@2", 1, of=2, windows=1)], RUN, no_fence)
     recover(lake, no_fence)
@@ -256,7 +269,7 @@ def test_a_video_with_a_failed_segment_is_failed_and_keeps_the_others(tmp_path) 
     lake = lake_at(tmp_path)
     bad = segment("a", 1, of=2, windows=0, failed=True, reason="timeout", attempt=2)
     commit_segments(lake, [segment("a", 0, of=2), bad], RUN, no_fence)
-    state = video_states(read_ledger(lake).live)["a"]
+    state = video_states(ledger(lake).live)["a"]
     assert (state.state, state.reason, state.failed) == ("failed", "timeout", {1: ("timeout", 2)})
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
 
@@ -284,7 +297,7 @@ def test_a_fast_clock_discards_no_newer_work(tmp_path, monkeypatch) -> None:
     commit_segments(lake, [segment("a", attempt=2)], RUN, the_next)
     recover(lake, the_next)
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
-    assert video_states(read_ledger(lake).live)["a"].state == "annotated"
+    assert video_states(ledger(lake).live)["a"].state == "annotated"
 
 
 def test_within_a_run_the_try_that_worked_counts(tmp_path, monkeypatch) -> None:
@@ -294,7 +307,7 @@ def test_within_a_run_the_try_that_worked_counts(tmp_path, monkeypatch) -> None:
     with clock_of(monkeypatch, +3):
         commit_segments(lake, [failed], RUN, no_fence)
     recover(lake, the_next)
-    assert video_states(read_ledger(lake).live)["a"].state == "annotated"
+    assert video_states(ledger(lake).live)["a"].state == "annotated"
     assert glob_keys(lake) == [("a", 0, 0), ("a", 0, 1)]
 
 
@@ -320,7 +333,7 @@ def test_a_version_that_is_not_whole_stays_newer_when_the_older_is_compacted(tmp
     commit_segments(lake, [segment("v@2", 0, of=2)], later, the_next)
     compact(lake, NoFence(number=3), 1 << 20)
     commit_segments(lake, [segment("v@2", 1, of=2)], later, NoFence(number=3))
-    assert "v@2" in video_states(read_ledger(lake).live)
+    assert "v@2" in video_states(ledger(lake).live)
 
 
 def test_a_writer_whose_data_was_cleared_away_commits_nothing(tmp_path, monkeypatch) -> None:
@@ -357,7 +370,7 @@ def test_rows_whose_data_is_gone_are_taken_out_to_be_done_again(tmp_path) -> Non
     with pytest.raises(FilesChanged):
         read_annotations(str(tmp_path))
     recover(lake, the_next)
-    assert set(video_states(read_ledger(lake).live)) == {"n"}
+    assert set(video_states(ledger(lake).live)) == {"n"}
     assert read_annotations(str(tmp_path)).num_rows == 0
     assert glob_keys(lake, "tracks") == []
 
@@ -427,6 +440,24 @@ def test_what_is_said_without_a_face_is_whole(tmp_path: Path) -> None:
     assert len(glob_keys(lake)) == 2, "windows of no track need no file of tracks"
     assert read_annotations(lake.uri).num_rows == 2
     assert read_tracks(lake.uri).num_rows == 0
-    assert [v.state for v in video_states(newest_versions(read_ledger(lake).rows)).values()] == [
+    assert [v.state for v in video_states(newest_versions(ledger(lake).rows)).values()] == [
         "annotated"
     ]
+
+
+def test_a_stream_is_what_was_read_whole_and_says_where_files_went(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    for video in "abc":
+        commit_segments(lake, [segment(video)], RUN, no_fence)
+    whole = read_annotations(lake.uri)
+    assert stream(lake.uri).read_all().equals(whole)
+    chosen = stream(lake.uri, columns=["emotion", "corpus"])
+    assert [batch.num_rows for batch in chosen] == [2, 2, 2], "file by file"
+    assert chosen.schema.names == ["emotion", "corpus"]
+    assert duckdb.from_arrow(stream(lake.uri)).count("*").fetchall() == [(6,)]
+    with pytest.raises(UserError, match="no column 'mood'"):
+        stream(lake.uri, columns=["mood"])
+    late = stream(lake.uri)
+    compact(lake, the_next, 1 << 20)
+    with pytest.raises(FilesChanged):
+        late.read_all()
