@@ -117,17 +117,17 @@ class SegmentPlanner:
 
     def _segments(self, video: dict[str, Any]) -> list[dict[str, Any]]:
         if video["missing"] is not None:
-            return [failed_video(video, video["missing"], f"{video['uri']} cannot be read")]
+            return failed_video(video, video["missing"], f"{video['uri']} cannot be read")
         if video["pictures"]:
             return [pictures_row(video)]
         limit = self.settings.limits.segment_timeout_seconds
         answer = self._decoder.ask({"probe": video["signed_uri"] or video["uri"]}, limit)
         if isinstance(answer, tuple):
-            return [failed_video(video, *answer)]
+            return failed_video(video, *answer)
         told = json.loads(answer)
         if "failure" in told:
             failure = told["failure"]
-            rows = [failed_video(video, failure["reason"], failure["detail"])]
+            rows = failed_video(video, failure["reason"], failure["detail"])
         else:
             # Who is who can only be told where all of a video's tracks are at hand.
             whole = self.settings.faces.identity is not None

@@ -28,7 +28,7 @@ from emolake.pipeline.corpus.segments import failed_segment, without_faces
 from emolake.pipeline.errors import VideoError, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW
-from emolake.pipeline.storage.files import Storage, is_local
+from emolake.pipeline.storage.files import Storage, as_os_error, is_local
 from emolake.pipeline.storage.traffic import bytes_read_by_process, counted, ours
 from emolake.pipeline.video.decode import Ending, Source, probe, sampled_frames
 from emolake.pipeline.video.sound import read_sound
@@ -235,6 +235,7 @@ def _opened(segment: dict[str, Any]) -> str:
 
 def _told(error: Exception) -> dict[str, str]:
     """reason and detail of whatever went wrong with a video."""
+    error = as_os_error(error)
     words = in_a_line(error, 300)
     if isinstance(error, VideoError):
         return {"reason": error.reason, "detail": in_a_line(error.detail)}

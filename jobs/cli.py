@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
 from emolake.jobs.parser import Options, make_parser
-from emolake.pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 
 EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -73,7 +73,7 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 def _complain(error: Exception) -> None:
     name = "" if isinstance(error, EmolakeError) else f"{type(error).__name__}: "
-    print(f"emolake: {name}{' '.join(str(error).split())[:1000]}", file=sys.stderr)
+    print(f"emolake: {name}{in_a_line(error, 1000)}", file=sys.stderr)
 
 
 _results: TextIO | None = None

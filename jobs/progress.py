@@ -104,7 +104,7 @@ class Progress:
         self.tally = Tally()
         self.total = total_videos
         self.quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._live: Live | None = None
         self._told = 0.0
 

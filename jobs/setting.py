@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from emolake.pipeline.faces.brought import checkpoint_file, identity_models
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.ledger import ledger_shards
+from emolake.pipeline.lake.reading import steady_ledger
 from emolake.pipeline.models.catalog import model_folder, model_revision
 from emolake.pipeline.models.config import ModelConfig, read_config
 from emolake.pipeline.storage.files import Storage, parse_options
@@ -64,13 +66,19 @@ class Setting:
         return needs_of(self.models, self.config)
 
     def plan(self, videos: Shards, ledger: Shards) -> Plan:
-        forgotten = Forgotten.of(self.lake)
+        with self._readable():
+            forgotten = Forgotten.of(self.lake)
         asked = replace(self.asked, forgotten=forgotten) if forgotten else self.asked
         return make_plan(videos, ledger, self.config, self.config_hash, asked)
 
     def ledger(self) -> Shards:
+        with self._readable():
+            return steady_ledger(self.lake)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return ledger_shards(self.lake)
+            yield
         except OSError as error:
             raise UserError(
                 f"output {self.lake.uri} cannot be read: {in_a_line(error, 300)}"

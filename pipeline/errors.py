@@ -57,12 +57,17 @@ class VideoError(EmolakeError):
         return VideoError, (self.reason, self.detail)
 
 
-_SIGNATURE = re.compile(
-    r"((?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig)=[^&\s'\"]+", re.I
+CONFIDENTIAL = (
+    r"(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
+    r"|[a-z_.-]*(?:token|secret|password|(?:access|auth|api|account|secret)[-_]?key)"
 )
+"""Names (a regular expression, any case) whose values are not for logs and tables."""
+_TOLD = re.compile(rf"\b({CONFIDENTIAL})=[^&;\s'\"]+", re.IGNORECASE)
+_USER = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s:]*:[^/@\s]*@", re.IGNORECASE)
 
 
 def in_a_line(told: object, most: int | None = None) -> str:
-    """What others say in many lines, as the first `most` characters of one; signatures of URLs in it are
-    secrets and left out."""
-    return _SIGNATURE.sub(r"\1=...", " ".join(str(told).split()))[:most]
+    """What others say in many lines, as the first `most` characters of one; passwords and signatures of
+    URLs in it are left out."""
+    line = " ".join(str(told).split())
+    return _USER.sub(r"\1...@", _TOLD.sub(r"\1=...", line))[:most]

@@ -70,7 +70,7 @@ def run(options: Options) -> int:
         record = _record(setting, run, started)
         try:
             if setting.asked.reprocess:
-                remember(setting.lake, named_uris(options.input, setting.storage, manifests=False))
+                remember(setting.lake, named_uris(options.input), lease.fence)
             result = _run(setting, run, record, videos, lease.fence, progress)
             write_run(setting.lake, result)
             if catalog is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
-from emolake.pipeline.corpus.listing import named_uris
-from emolake.pipeline.errors import JobFailed, UserError
-from emolake.pipeline.lake.forgetting import begin, blacken_runs, finish
-from emolake.pipeline.lake.iceberg import Published, open_catalog, publish
-from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.corpus.listing import is_manifest, named_uris, unicode_name, uris_of_manifest
+from emolake.pipeline.errors import JobFailed, UserError, in_a_line
+from emolake.pipeline.lake.forgetting import Forgotten, begin, blacken_runs, finish
+from emolake.pipeline.lake.iceberg import Published, has_warehouse, open_catalog, publish
+from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.reading import refuse_unless_used, steady_ledger
 from emolake.pipeline.lake.recovery import erase, recover
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -31,26 +32,31 @@ def declare(parser: Parser) -> None:
 def run(options: Options) -> int:
     storage = Storage(parse_options(options.storage_options))
     lake = Lake.at(options.output, storage)
-    uris = named_uris(options.uri, storage)
     published: list[Published] = []
     try:
-        if not lake.files(LEDGER):
-            raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
+        refuse_unless_used(lake)
+        uris = _named(lake, options.uri, storage)
         catalog = options.catalog and open_catalog(options.catalog, lake, storage.options)
+        if not catalog and has_warehouse(lake):
+            raise UserError(
+                f"{lake.uri} has been published and holds tables of Iceberg too; name their --catalog"
+            )
         lease = Lease.acquire(lake, "forget")
         try:
-            record = begin(lake, uris)
+            record = begin(lake, uris, lease.fence)
             blacken_runs(lake, uris)
             recover(lake, lease.fence, forgets=False)
             rows = erase(lake, lease.fence, uris)
             if catalog:
-                published = publish(lake, catalog, options.namespace, "forget", lease.fence)
+                published = publish(
+                    lake, catalog, options.namespace, "forget", lease.fence, forgets=True
+                )
             record = finish(lake, record, rows)
         finally:
             lease.release()
     except OSError as error:
         raise JobFailed(lake.cannot_write(error)) from error
-    snapshots = {p.table: p.snapshot_id for p in published if p.snapshot_id is not None}
+    snapshots = {p.table: p.snapshot_id for p in published if p.segments_removed}
     told = {"output": lake.uri, "videos": len(uris), "rows": rows, "record": record.id}
     lines = [
         f"{lake.uri}: {len(uris)} videos forgotten: "
@@ -62,3 +68,25 @@ def run(options: Options) -> int:
         for table, snapshot in snapshots.items()
     ]
     return tell(options, told | {"snapshots": snapshots}, *lines)
+
+
+def _named(lake: Lake, names: list[str], storage: Storage) -> set[str]:
+    """The videos that are meant. UserError where the output has never heard of what is named."""
+    meant = {
+        name: uris_of_manifest(name, storage)
+        if is_manifest(name)
+        else {unicode_name(name), *named_uris([name])}
+        for name in names
+    }
+    asked = set().union(*meant.values())
+    forgotten = Forgotten.of(lake)
+    known = {uri for uri in asked if uri in forgotten}
+    for part in steady_ledger(lake).parts():
+        known.update(uri for uri in part["uri"].unique().to_pylist() if uri in asked)
+    for name, uris in meant.items():
+        if not uris & known:
+            raise UserError(
+                f"{lake.uri} knows no video by {in_a_line(name)!r}; name it as the column `uri` of its "
+                "tables does, or a manifest of such names"
+            )
+    return known

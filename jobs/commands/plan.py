@@ -15,7 +15,8 @@ from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards
+from emolake.pipeline.lake.ledger import ledger_parts
+from emolake.pipeline.lake.reading import steady_ledger
 from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage.shards import Shards
@@ -77,7 +78,7 @@ def _sample(output: str, setting: Setting) -> Sample:
     try:
         runs = [run for run in read_runs(lake) if run["video_seconds"] and run.get("cost")]
         seconds, size = 0.0, 0
-        for part in ledger_parts(ledger_shards(lake, whole=True)):
+        for part in ledger_parts(steady_ledger(lake, whole=True)):
             once = pc.and_(
                 pc.greater(part.live["duration_s"], 0), pc.equal(part.live["segment"], 0)
             )

@@ -6,10 +6,12 @@ from dataclasses import asdict
 
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
-from emolake.pipeline.errors import JobFailed, UserError
+from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.lake.iceberg import open_catalog, publish
-from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.reading import refuse_unless_used
+from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -31,12 +33,12 @@ def run(options: Options) -> int:
     storage = Storage(parse_options(options.storage_options))
     lake = Lake.at(options.output, storage)
     try:
-        if not lake.files(LEDGER):
-            raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
+        refuse_unless_used(lake)
         catalog = open_catalog(options.catalog, lake, storage.options)
         lease = Lease.acquire(lake, "publish")
         try:
             last_run = next((str(run["run_id"]) for run in read_runs(lake)), "unknown")
+            recover(lake, lease.fence)
             done = publish(lake, catalog, options.namespace, last_run, lease.fence)
         finally:
             lease.release()

@@ -11,7 +11,8 @@ from emolake.jobs.cli import print_json
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.ledger import ledger_parts, ledger_shards, newest_versions, video_states
+from emolake.pipeline.lake.ledger import ledger_parts, newest_versions, video_states
+from emolake.pipeline.lake.reading import steady_ledger
 from emolake.pipeline.lake.runs import read_runs
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -34,7 +35,7 @@ def run(options: Options) -> int:
     lake = Lake.at(options.output, Storage(parse_options(options.storage_options)))
     try:
         states, failures, sums = Counter[str](), Counter[str](), Counter[str]()
-        for ledger in ledger_parts(ledger_shards(lake)):
+        for ledger in ledger_parts(steady_ledger(lake)):
             rows = newest_versions(ledger.live)
             for video in video_states(rows).values():
                 states[video.state] += 1
@@ -71,7 +72,7 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     videos = result["videos"]

@@ -18,12 +18,12 @@ from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, address_option, input_options, run_id_option
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
-from emolake.pipeline.storage.files import parse_options
+from emolake.pipeline.storage.files import parse_options, unsigned
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_SECRET = ("key", "secret", "token", "password", "credential")
+_SECRET = ("key", "secret", "token", "password", "credential", "connection_string", "sas")
 _LEFT_OUT = [
     ".git",
     ".venv",
@@ -96,12 +96,19 @@ def annotate_arguments(options: Options) -> list[str]:
     """The command line for the cluster. What file, environment and --set say here goes along as --set,
     so the job needs no file of this machine. UserError for credentials: arguments of a job can be
     read by everyone who sees the dashboard."""
-    storage = parse_options(options.storage_options)
-    for name in storage:
-        if any(part in name.lower() for part in _SECRET):
+    parse_options(options.storage_options)
+    for setting in options.storage_options:
+        name, _, value = setting.partition("=")
+        if any(part in name.lower() for part in _SECRET) or in_a_line(value) != value:
             raise UserError(
                 f"--storage-option {name} would stand in the job's arguments; give the cluster its own "
                 "credentials (an instance role, or a secret in its environment)"
+            )
+    for name in (*options.input, options.output):
+        if unsigned(name) != name or in_a_line(name) != name:
+            raise UserError(
+                f"{in_a_line(unsigned(name))} is named with what opens it (a password or a signature), which "
+                "would stand in the job's arguments; name it in a manifest that the cluster can read"
             )
     config = load_config(
         options.config, options.settings, model=options.model, corpus=options.corpus

@@ -20,10 +20,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from emolake.pipeline.config import CORPUS_NAME
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
-from emolake.pipeline.storage.files import Storage, is_local, unsigned
+from emolake.pipeline.storage.files import Storage, canonical, is_local, unsigned
 
 VIDEO_SUFFIXES = frozenset(
     {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
@@ -33,6 +33,7 @@ VIDEO_SUFFIXES = frozenset(
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "etag")
+_WEB = ("http://", "https://")
 _STAT_THREADS = 32
 _TELLING = 256  # bytes
 _ROWS_AT_ONCE = 8192
@@ -79,19 +80,25 @@ def find_videos(inputs: Iterable[str], storage: Storage) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist([video.row() for video in some], LISTED_ROW)
 
 
-def named_uris(names: Iterable[str], storage: Storage, *, manifests: bool = True) -> set[str]:
-    """The uris of videos that are named one by one, there or not, and those that `manifests` name."""
-    uris = set()
-    for name in names:
-        fs, path = storage.locate(name)
-        if name.lower().endswith(MANIFEST_SUFFIXES):
-            if not manifests:
-                continue
-            beside = _beside(posixpath.dirname(_uri(fs, path)))
-            uris |= {unsigned(beside(str(row["uri"]))) for row in read_manifest(name, fs, path)}
-        else:
-            uris.add(unsigned(_uri(fs, path)))
-    return uris
+def named_uris(names: Iterable[str]) -> set[str]:
+    """The videos that are named one by one, there or not, as tables call them; manifests are left out."""
+    return {unicode_name(canonical(name)) for name in names if not is_manifest(name)}
+
+
+def uris_of_manifest(name: str, storage: Storage) -> set[str]:
+    """What a manifest names, as tables call it; also as it stands there, as they called it once."""
+    fs, path = storage.locate(name)
+    beside = _beside(posixpath.dirname(_uri(fs, path)))
+    named = {beside(str(row["uri"])) for row in read_manifest(name, fs, path)}
+    return {canonical(uri) for uri in named} | {unsigned(uri) for uri in named}
+
+
+def is_manifest(name: str) -> bool:
+    return _named_file(name).endswith(MANIFEST_SUFFIXES)
+
+
+def _named_file(name: str) -> str:
+    return (name.partition("?")[0] if name.startswith(_WEB) else name).lower()
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
@@ -102,14 +109,18 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _find(name: str, storage: Storage) -> Iterator[Video]:
     fs, path = storage.locate(name)
-    if name.lower().endswith(MANIFEST_SUFFIXES):
+    if is_manifest(name):
         yield from _manifest(name, fs, path, storage)
         return
     try:
         # What exists is taken as it is called, though its name may look like a pattern.
         if not name.endswith("/") and fs.isfile(path):
             files = [fs.info(path)]
-        elif any(sign in path for sign in "*?[") and not fs.isdir(path):
+        elif (
+            any(sign in path for sign in "*?[")
+            and not name.startswith(_WEB)  # where `?` is no pattern
+            and not fs.isdir(path)
+        ):
             listing = fs.glob(path, detail=True)
             files = [info for info in listing.values() if info["type"] == "file"]
             if not files:
@@ -121,8 +132,8 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
             files = list(found)
             if not files and not fs.isdir(path):
                 raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
-            files = [i for i in files if is_video_name(i["name"]) and not _is_code(fs, i["name"])]
-    except (PermissionError, FileNotFoundError, OSError) as error:
+            files = _videos_of(fs, files)
+    except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
     for info in sorted(files, key=lambda info: str(info["name"])):
         yield _video(fs, info)
@@ -148,11 +159,25 @@ def _files_on_disk(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[dict[st
                 yield fs.info(str(entry))
 
 
+def _videos_of(
+    fs: fsspec.AbstractFileSystem, files: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of a folder's files those that count as videos."""
+    named = [info for info in files if is_video_name(info["name"])]
+    unclear = [info for info in named if info["name"].lower().endswith(".ts") and info["size"]]
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        answers = list(pool.map(lambda info: _is_code(fs, info["name"]), unclear))
+    code = {info["name"] for info, answer in zip(unclear, answers, strict=True) if answer}
+    return [info for info in named if info["name"] not in code]
+
+
 def _is_code(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether a `.ts` is TypeScript: it begins as text does, and no damaged transport stream so."""
-    if not path.lower().endswith(".ts"):
+    """Whether a `.ts` is TypeScript: it begins as text does, and no damaged transport stream so. What cannot
+    be read now is a video that cannot be read."""
+    try:
+        begin = bytes(fs.cat_file(path, start=0, end=_TELLING)).decode("utf-8-sig", "replace")
+    except OSError:
         return False
-    begin = bytes(fs.cat_file(path, start=0, end=_TELLING)).decode("utf-8", "replace")
     return bool(begin) and all(
         sign.isprintable() or sign.isspace() for sign in begin.rstrip("\ufffd")
     )
@@ -172,8 +197,7 @@ def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) ->
         extra["signed_uri"] = opened
     if not _is_unicode(uri):
         # Tables hold UTF-8; the file is named as well as it can be, and failed, not forgotten.
-        named = uri.encode("utf-8", "backslashreplace").decode()
-        return Video(named, None, str(version), missing="not_found", **extra)
+        return Video(unicode_name(uri), None, str(version), missing="not_found", **extra)
     return Video(uri, int(info["size"] or 0), str(version), modified=_modified(info), **extra)
 
 
@@ -185,6 +209,11 @@ def _modified(info: dict[str, Any]) -> float | None:
         except ValueError:
             return None
     return told.timestamp() if isinstance(told, datetime) else told
+
+
+def unicode_name(name: str) -> str:
+    """A file's name as tables, which hold UTF-8, can tell it."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_unicode(name: str) -> bool:
@@ -209,7 +238,7 @@ def _manifest(
 
     def stat(row: dict[str, Any]) -> Video:
         named = beside(str(row["uri"]))
-        uri = unsigned(named)
+        uri = canonical(named)
         transcript = row.get("transcript_uri")
         extra: dict[str, Any] = {
             "corpus": row.get("corpus"),
@@ -220,7 +249,7 @@ def _manifest(
             # Object stores tell etags in quotes, inventories of theirs do not.
             etag = str(row["etag"]).strip('"')
             version = f'"{etag}"' if "://" in uri else etag
-            signed = named if named != uri else None
+            signed = named if unsigned(named) != named else None
             return Video(uri, int(row["size"]), version, signed_uri=signed, **extra)
         return stat_video(named, storage, **extra)
 
@@ -235,19 +264,20 @@ def _beside(folder: str) -> Callable[[str], str]:
     def beside(uri: str) -> str:
         if "://" in uri:
             return uri
-        joined = posixpath.join(folder, uri)
-        return joined if "://" in joined else posixpath.normpath(joined)
+        protocol, sign, path = folder.rpartition("://")
+        return protocol + sign + posixpath.normpath(posixpath.join(path, uri))
 
     return beside
 
 
 def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
-    """A named video; where it cannot be reached its `missing` says why, and nothing is raised."""
-    named = unsigned(uri)
+    """A named video; where it cannot be reached its `missing` says why. UserError where no storage of that
+    kind can be had."""
+    named = canonical(uri)
+    fs, path = storage.locate(uri)
     try:
-        fs, path = storage.locate(uri)
         info = fs.info(path)
-    except (FileNotFoundError, UserError, ValueError):  # ValueError: no name at all for a file
+    except (FileNotFoundError, ValueError):  # ValueError: no name at all for a file
         return Video(named, None, "", missing="not_found", **extra)
     except OSError:
         return Video(named, None, "", missing="storage_error", **extra)
@@ -259,7 +289,7 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
 def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
     """Rows with `uri` and the optional columns that are there, read as they are asked for; UserError
     where it is malformed."""
-    kind = name.lower().rpartition(".")[2]
+    kind = _named_file(name).rpartition(".")[2]
     rows = {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}[kind]
     try:
         with fs.open(path, "rb") as stream:
@@ -282,6 +312,8 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     if row["uri"] is None:
         raise UserError(f"{where} has no uri")
     for name in ("uri", "corpus", "transcript_uri"):
+        if isinstance(row.get(name), str) and not _is_unicode(row[name]):
+            raise UserError(f"{where}: {name} {row[name]!r} is no Unicode")
         if not isinstance(row.get(name), str | None):
             raise UserError(f"{where}: {name} {row[name]!r} is no text")
     corpus, size = row.get("corpus"), row.get("size")
@@ -309,7 +341,9 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
-    options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+    options = pyarrow.csv.ConvertOptions(
+        column_types=text, strings_can_be_null=True, null_values=[""]
+    )
     reader = pyarrow.csv.open_csv(stream, convert_options=options)
     _demand_uri(reader.schema.names)
     for batch in reader:
@@ -327,4 +361,4 @@ def _json_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_a_line(error, 300) or type(error).__name__

@@ -16,6 +16,7 @@ from emolake.pipeline.lake.ledger import (
     Ledger,
     VideoState,
     ledger_of,
+    newest_of_each,
     newest_versions,
     video_states,
 )
@@ -90,10 +91,13 @@ def _todo(
             skipped["older than --since"] += 1
             continue
         state = known.get(video["video_id"])
+        if state is None and video["missing"] is not None and video["uri"] in known_uris:
+            skipped["unreachable"] += 1  # what is known of it stays
+            continue
         if asked.reprocess or state is None:
             changed = state is None and video["uri"] in known_uris
             done["reprocess" if state is not None else "changed" if changed else "new"] += 1
-            rows.append(_row(video, config, None, 1))
+            rows.append(_row(video, config, None, 1, None))
             continue
         missing = sorted(set(range(state.n_segments)) - state.segments)
         again = _retryable(state, config.limits.max_attempts, asked.retry_failed)
@@ -102,7 +106,8 @@ def _todo(
             attempt = max((state.failed[k][1] + 1 for k in again), default=1)
             # A file that could not be opened was entered as one segment; it may have more.
             whole = state.n_segments == 1
-            rows.append(_row(video, config, None if whole else sorted({*missing, *again}), attempt))
+            segments = None if whole else sorted({*missing, *again})
+            rows.append(_row(video, config, segments, attempt, state.n_segments))
         else:
             skipped["failed before" if state.state == "failed" else "done"] += 1
     return pa.Table.from_pylist(rows, VIDEO_ROW)
@@ -117,7 +122,7 @@ def _retryable(state: VideoState, max_attempts: int, retry_failed: bool) -> list
 
 
 def _refuse_other_configuration(ledger: Ledger, config_hash: str) -> None:
-    others = set(ledger.live["config_hash"].to_pylist()) - {config_hash}
+    others = set(newest_of_each(ledger.rows)["config_hash"].to_pylist()) - {config_hash}
     if others:
         raise UserError(
             f"the output holds rows made with another model or configuration ({sorted(others)[0]}, "
@@ -126,7 +131,11 @@ def _refuse_other_configuration(ledger: Ledger, config_hash: str) -> None:
 
 
 def _row(
-    video: dict[str, Any], config: Config, segments: list[int] | None, attempt: int
+    video: dict[str, Any],
+    config: Config,
+    segments: list[int] | None,
+    attempt: int,
+    n_segments: int | None,
 ) -> dict[str, Any]:
     used = ATTRIBUTES if config.annotator.use_attributes else ()
     return {
@@ -134,5 +143,6 @@ def _row(
         "corpus": video["corpus"] or config.corpus,
         "attempt": attempt,
         "segments": segments,
+        "n_segments": n_segments,
         **{name: video[name] for name in used},
     }

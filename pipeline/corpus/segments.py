@@ -81,9 +81,14 @@ def _believable(duration_s: float | None, size: int | None) -> bool:
     return duration_s is None or size is None or duration_s * _LEAST_BYTES_A_SECOND <= size
 
 
-def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
-    """The one row of a video that cannot even be opened: segment 0 of 1."""
-    return failed_segment(_row(video, _UNKNOWN, 0, 1, 0.0, math.inf), reason, detail)
+def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> list[dict[str, Any]]:
+    """The rows of a video that cannot even be opened: segment 0 of 1, or those of its segments that were to
+    be done, where it has been opened before. The others stand."""
+    count = video["n_segments"] or 1
+    return [
+        failed_segment(_row(video, _UNKNOWN, k, count, 0.0, math.inf), reason, detail)
+        for k in (video["segments"] or range(count))
+    ]
 
 
 def failed_segment(segment: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:

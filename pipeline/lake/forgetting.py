@@ -2,7 +2,8 @@
 
 A record of `_forgotten/` holds a salt and the salted hashes of the uris: enough to know one again when it
 is met, and no list of names. It is written first, as begun; whoever takes the output over finds it and
-takes out what the one that died had left.
+takes out what the one that died had left. A video that is to be annotated after all has a record too: of
+what is said of a uri the word of the latest lease counts, so nobody has to change what another wrote.
 """
 
 from __future__ import annotations
@@ -13,39 +14,55 @@ import secrets
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
-from emolake.pipeline.lake.layout import FORGOTTEN, RUNS, Lake
+from emolake.pipeline.lake.layout import FORGOTTEN, Lake
+from emolake.pipeline.lake.lease import Fence
+from emolake.pipeline.lake.runs import run_records
 from emolake.pipeline.storage.files import write_whole
 
 _ERASED = "(forgotten)"
+_NOT_BLACKENED = ("output", "run_id", "config_hash")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of an erasure. rows: how many went, by table; None while it goes on."""
+    """What is kept of an erasure, or with `remembers` of its end. lease: under which it was written; rows:
+    how many went, by table; None while it goes on."""
 
     id: str
     begun_at: str
     salt: str
     hashes: tuple[str, ...]
+    lease: int = 0
+    remembers: bool = False
     rows: dict[str, int] | None = None
     finished_at: str | None = None
 
-    def holds(self, uri: str) -> bool:
-        return _hash(self.salt, uri) in self.hashes
+    @classmethod
+    def of(cls, told: bytes) -> Record:
+        record = json.loads(told)
+        return cls(**record | {"hashes": tuple(record["hashes"])})
 
 
 class Forgotten:
     """All that an output is to forget."""
 
     def __init__(self, records: list[Record]) -> None:
-        self.records = records
+        self.salts = list(dict.fromkeys(record.salt for record in records))
+        """One, unless older versions of this program wrote here."""
+        self._said: dict[str, tuple[int, bool]] = {}
+        for record in records:
+            said = (record.lease, not record.remembers)
+            for told in record.hashes:
+                self._said[told] = max(said, self._said.get(told, said))
 
     def __bool__(self) -> bool:
-        return bool(self.records)
+        return any(forgotten for _, forgotten in self._said.values())
 
     def __contains__(self, uri: object) -> bool:
-        return any(record.holds(str(uri)) for record in self.records)
+        said = (self._said.get(_hash(salt, str(uri)), (-1, False)) for salt in self.salts)
+        return max(said, default=(-1, False))[1]
 
     @classmethod
     def of(cls, lake: Lake) -> Forgotten:
@@ -54,52 +71,60 @@ class Forgotten:
             paths = lake.fs.ls(lake.path(FORGOTTEN), detail=False)
         except FileNotFoundError:
             return cls([])
-        told = [json.loads(lake.fs.cat_file(p)) for p in sorted(paths) if p.endswith(".json")]
-        return cls([Record(**record | {"hashes": tuple(record["hashes"])}) for record in told])
+        told = (lake.fs.cat_file(path) for path in sorted(paths) if path.endswith(".json"))
+        return cls([Record.of(record) for record in told])
 
 
-def begin(lake: Lake, uris: Collection[str]) -> Record:
+def begin(lake: Lake, uris: Collection[str], fence: Fence) -> Record:
     """From here on whoever has the output knows that these are to go."""
-    salt = secrets.token_hex(16)
-    record = Record(
-        id=secrets.token_hex(8),
-        begun_at=_now(),
-        salt=salt,
-        hashes=tuple(sorted(_hash(salt, uri) for uri in uris)),
-    )
-    _write(lake, record)
-    return record
+    return _write(lake, _record(Forgotten.of(lake), uris, fence))
 
 
 def finish(lake: Lake, record: Record, rows: dict[str, int]) -> Record:
-    record = replace(record, rows=rows, finished_at=_now())
-    _write(lake, record)
-    return record
+    return _write(lake, replace(record, rows=rows, finished_at=_now()))
 
 
-def remember(lake: Lake, uris: Collection[str]) -> None:
-    """Takes videos off the records: they are to be annotated after all."""
-    for record in Forgotten.of(lake).records:
-        back = {_hash(record.salt, uri) for uri in uris}
-        if back & set(record.hashes):
-            _write(lake, replace(record, hashes=tuple(h for h in record.hashes if h not in back)))
+def remember(lake: Lake, uris: Collection[str], fence: Fence) -> None:
+    """These are to be annotated after all."""
+    forgotten = Forgotten.of(lake)
+    if back := [uri for uri in uris if uri in forgotten]:
+        _write(lake, replace(_record(forgotten, back, fence), remembers=True))
+
+
+def _record(forgotten: Forgotten, uris: Collection[str], fence: Fence) -> Record:
+    salt = forgotten.salts[0] if forgotten.salts else secrets.token_hex(16)
+    hashes = tuple(sorted(_hash(salt, uri) for uri in uris))
+    return Record(secrets.token_hex(8), _now(), salt, hashes, fence.number)
 
 
 def blacken_runs(lake: Lake, uris: Collection[str]) -> None:
     """Takes the uris out of what run records quote, such as errors."""
-    told = sorted((json.dumps(uri)[1:-1] for uri in uris), key=len, reverse=True)
-    for path in lake.fs.glob(lake.path(RUNS, "*", "run.json")):
-        text = bytes(lake.fs.cat_file(path)).decode()
-        blackened = text
-        for uri in told:
-            blackened = blackened.replace(uri, _ERASED)
-        if blackened != text:
-            write_whole(lake.fs, path, blackened.encode())
+    told = sorted(uris, key=len, reverse=True)
+    for path in run_records(lake):
+        record = json.loads(lake.fs.cat_file(path))
+        blackened = {
+            name: value if name in _NOT_BLACKENED else _blackened(value, told)
+            for name, value in record.items()
+        }
+        if blackened != record:
+            write_whole(lake.fs, path, json.dumps(blackened, indent=2).encode())
 
 
-def _write(lake: Lake, record: Record) -> None:
+def _blackened(value: Any, uris: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _blackened(inner, uris) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_blackened(inner, uris) for inner in value]
+    if isinstance(value, str):
+        for uri in uris:
+            value = value.replace(uri, _ERASED)
+    return value
+
+
+def _write(lake: Lake, record: Record) -> Record:
     data = json.dumps(asdict(record), indent=2).encode()
     write_whole(lake.fs, lake.path(FORGOTTEN, f"{record.id}.json"), data)
+    return record
 
 
 def _hash(salt: str, uri: str) -> str:

@@ -39,6 +39,7 @@ _KEYS = {
 }
 """Columns that name one doing of one segment. They outlive settling and compaction."""
 _WAREHOUSE = "_iceberg"
+_OUTPUT = "emolake.output"
 _SQLITE = "sqlite://"
 _FLUSH_BYTES = 128 << 20
 _FSSPEC_TO_ICEBERG = {
@@ -92,34 +93,48 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
     return catalog
 
 
+def has_warehouse(lake: Lake) -> bool:
+    """Whether tables of Iceberg stand under the output itself."""
+    return bool(lake.fs.isdir(lake.path(_WAREHOUSE)))
+
+
 def publish(
-    lake: Lake, catalog: Catalog, namespace: str, run_id: str, fence: Callable[[], None]
+    lake: Lake,
+    catalog: Catalog,
+    namespace: str,
+    run_id: str,
+    fence: Callable[[], None],
+    *,
+    forgets: bool = False,
 ) -> list[Published]:
     """Brings the catalogue's three tables to what the ledger says. Memory holds a part of the ledger and of
     the rows that are added, and the keys of what is replaced.
 
-    fence: called before each commit; raises where the lease is lost. JobFailed where another writer
-    changed a table meanwhile.
+    fence: called before each commit; raises where the lease is lost. forgets: each table gets a snapshot,
+    though nothing may have changed, so that a publisher that slept, and is about to add what is forgotten,
+    is seen to be late. JobFailed where another writer changed a table meanwhile; UserError where the tables
+    are another output's.
     """
+    if not all(map(str.strip, namespace.split("."))):
+        raise UserError(f"--namespace {namespace!r} is no name of a namespace")
     catalog.create_namespace_if_not_exists(namespace)
     snapshot = Snapshot.of(lake)
-    return [
-        _publish(snapshot, catalog, (namespace, name), run_id, fence)
-        for name in (*DATA_TABLES, LEDGER)
-    ]
+    tables = [_table(catalog, (namespace, name), lake) for name in (*DATA_TABLES, LEDGER)]
+    return [_publish(snapshot, table, run_id, fence, forgets) for table in tables]
 
 
 def _publish(
     lake: Snapshot,
-    catalog: Catalog,
-    identifier: tuple[str, str],
+    table: Table,
     run_id: str,
     fence: Callable[[], None],
+    forgets: bool,
 ) -> Published:
     from pyiceberg.exceptions import CommitFailedException
 
-    name = identifier[1]
-    table = _table(catalog, identifier)
+    name = table.name()[-1]
+    if forgets and has_warehouse(lake.lake):
+        _sweep(lake.lake, table)
     tasks = list(table.scan().plan_files())
     needed = _Change.of(lake, name, table, tasks)
     added = [
@@ -127,7 +142,7 @@ def _publish(
         for rows in _batched(lake.tables(name, commits=needed.lacking, but=needed.there_already))
         for file in _data_files(table, rows)
     ]
-    if not added and not needed.gone:  # a track without windows has no row
+    if not added and not needed.gone and not forgets:  # a track without windows has no row
         return Published(name, None, 0, 0)
     change = table.transaction()
     told = {"emolake.run-id": run_id, "emolake.output": lake.lake.uri}
@@ -144,7 +159,7 @@ def _publish(
     try:
         change.commit_transaction()
     except CommitFailedException:
-        told_as = ".".join(identifier)
+        told_as = ".".join(table.name())
         raise JobFailed(f"Iceberg table {told_as} was changed meanwhile; publish again") from None
     current = table.refresh().current_snapshot()
     assert current is not None
@@ -208,27 +223,58 @@ def _held(table: Table, name: str, tasks: list[FileScanTask]) -> Shards:
     return shards
 
 
-def _table(catalog: Catalog, identifier: tuple[str, str]) -> Table:
-    """The table, made where it is not there, widened where the lake's has columns more."""
+def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
+    """The table, made where it is not there, widened where the lake's has columns more. UserError where it
+    holds what another output says: whatever that has not said would go."""
     from pyiceberg.exceptions import NoSuchTableError
 
     schema = table_schema(identifier[1])
+    ours = str(lake.fs.unstrip_protocol(lake.root))
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
         # A commit that lost a race must fail: tried again by itself it would double its rows.
         once = {"commit.retry.num-retries": "0", "write.parquet.compression-codec": "zstd"}
         with (
-            catalog.create_table_transaction(identifier, schema, properties=once) as change,
+            catalog.create_table_transaction(
+                identifier, schema, properties=once | {_OUTPUT: ours}
+            ) as change,
             change.update_spec() as spec,
         ):
             spec.add_identity("corpus").add_identity("date")
         return catalog.load_table(identifier)
+    theirs = table.properties.get(_OUTPUT, ours)
+    if theirs != ours:
+        raise UserError(
+            f"Iceberg table {'.'.join(identifier)} is of the output {theirs}; choose another --namespace for "
+            f"{lake.uri} (or, if it has moved, set the table's property {_OUTPUT})"
+        )
+    if _OUTPUT not in table.properties:
+        with table.transaction() as change:
+            change.set_properties({_OUTPUT: ours})
+        table = catalog.load_table(identifier)
     if set(schema.names) - set(table.schema().column_names):
         with table.update_schema() as update:
             update.union_by_name(schema)
         table = catalog.load_table(identifier)
     return table
+
+
+def _sweep(lake: Lake, table: Table) -> None:
+    """Removes data files under the output that no snapshot names: those of a publishing that was killed. Only
+    one publishes at a time, so none of them is about to be named."""
+    root = str(lake.fs._strip_protocol(table.location()))
+    if not root.startswith(lake.path(_WAREHOUSE)):
+        return
+    named = {
+        str(lake.fs._strip_protocol(path))
+        for path in table.inspect.all_files()["file_path"].to_pylist()
+    }
+    try:
+        there = lake.fs.find(f"{root}/data")
+    except FileNotFoundError:
+        return
+    lake.remove(path for path in there if path not in named)
 
 
 def _read(table: Table, task: FileScanTask, columns: list[str]) -> pa.Table:

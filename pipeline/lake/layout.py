@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from emolake.pipeline.storage.files import (
     create_exclusively,
     is_local,
     remove_all,
+    speaking_os_errors,
     write_whole,
 )
 from emolake.pipeline.storage.traffic import count
@@ -60,6 +62,10 @@ class Lake:
     uri: str
     fs: AbstractFileSystem
     root: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # fsspec makes file systems anew where they are sent to; theirs is to speak as ours does.
+        return _received, (self.uri, self.fs, self.root)
 
     @classmethod
     def at(cls, uri: str, storage: Storage) -> Lake:
@@ -154,6 +160,10 @@ class Lake:
         """One line for an output that stopped taking writes in mid-run."""
         words = " ".join(str(error).split())[:200]
         return f"output {self.uri} cannot be written: {words}; mend it, the same command resumes"
+
+
+def _received(uri: str, fs: AbstractFileSystem, root: str) -> Lake:
+    return Lake(uri, speaking_os_errors(fs), root)
 
 
 def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emolake.pipeline.errors import PASSING_REASONS
 from emolake.pipeline.lake.layout import LEDGER, Lake
 from emolake.pipeline.lake.order import in_order
 from emolake.pipeline.lake.schema import VIDEOS
@@ -35,7 +36,8 @@ class Ledger:
     - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
       object has changed, or was cut into other segments, the new version counts once all its
       segments are there;
-    - pending: of a newer version that is not whole yet;
+    - pending: of a newer version that is not whole yet, or a newer failure that may pass, of what has
+      been done before;
     - stale: replaced by a row that counts.
     """
 
@@ -96,24 +98,37 @@ def without_segments(table: pa.Table, gone: Container[tuple[str, int]]) -> pa.Ta
 def _standing(rows: pa.Table) -> pa.Array:
     """`live`, `pending` or `stale` for rows that stand in order."""
     order = pa.array(range(rows.num_rows), pa.int64())
+    failed = pc.equal(rows["state"], "failed")
+    passing = pc.and_(failed, pc.is_in(rows["reason"], pa.array(sorted(PASSING_REASONS))))
     slim = rows.select(["video_id", "uri", "segment", "n_segments"]).append_column("at", order)
+    # What may pass says nothing against what is there: where nothing else was told it speaks.
+    firm = pc.if_else(passing, -1, order)
+    slim = slim.append_column("firm", firm)
     # A version is one object cut one way; of each of its segments the newest row speaks.
     version = ["uri", "video_id", "n_segments"]
-    newest = slim.group_by([*version, "segment"]).aggregate([("at", "max")])
-    versions = newest.group_by(version).aggregate([("segment", "count"), ("at_max", "max")])
+    newest = slim.group_by([*version, "segment"]).aggregate([("at", "max"), ("firm", "max")])
+    firmly = newest["firm_max"]
+    newest = newest.append_column(
+        "speaks", pc.if_else(pc.greater(firmly, -1), firmly, newest["at_max"])
+    )
+    versions = newest.group_by(version).aggregate(
+        [("segment", "count"), ("speaks", "max"), ("firm_max", "max")]
+    )
     latest: dict[tuple[str, str, int], tuple[bool, int]] = {}
     chosen: dict[str, tuple[bool, int]] = {}
-    columns = (*version, "segment_count", "at_max_max")
-    for uri, video_id, count, there, at in _zipped(versions, *columns):
-        rank = (there == count, at)
+    columns = (*version, "segment_count", "speaks_max", "firm_max_max")
+    for uri, video_id, count, there, at, known in _zipped(versions, *columns):
+        rank = (there == count and known > -1, at)
         latest[(uri, video_id, count)] = rank
         chosen[uri] = max(chosen.get(uri, rank), rank)
     standing = ["stale"] * rows.num_rows
-    for uri, video_id, count, at in _zipped(newest, *version, "at_max"):
+    for uri, video_id, count, at, speaks in _zipped(newest, *version, "at_max", "speaks"):
         rank = latest[(uri, video_id, count)]
         if rank == chosen[uri]:
-            standing[at] = "live"
+            standing[speaks] = "live"
         elif rank[1] > chosen[uri][1]:
+            standing[speaks] = "pending"
+        if at > speaks:
             standing[at] = "pending"
     return pa.array(standing, pa.string())
 
@@ -137,6 +152,15 @@ def newest_versions(rows: pa.Table) -> pa.Table:
         if latest[video_id][1] == count
     ]
     return rows.filter(pc.is_in(order, pa.array(keep, pa.int64())))
+
+
+def newest_of_each(rows: pa.Table) -> pa.Table:
+    """Of each uri the newest row, whether it counts or not (yet). rows: in order."""
+    order = pa.array(range(rows.num_rows), pa.int64())
+    newest = (
+        rows.select(["uri"]).append_column("at", order).group_by("uri").aggregate([("at", "max")])
+    )
+    return rows.take(newest["at_max"])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
-from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.layout import LEASES, LEDGER, RUNS, Lake
 from emolake.pipeline.lake.ledger import (
     Segments,
     gather,
@@ -90,8 +90,14 @@ def opened(output: str, storage_options: Mapping[str, Any] | None = None) -> Lak
     lake = Lake.at(output, Storage(storage_options or {}))
     with _told_of(output):
         if not lake.files(LEDGER):
-            raise UserError(f"{output} holds no run; name the --output of an annotate")
+            refuse_unless_used(lake)
     return lake
+
+
+def refuse_unless_used(lake: Lake) -> None:
+    """UserError where no run has ever written here. One that has been emptied holds leases still."""
+    if not any(lake.fs.isdir(lake.path(folder)) for folder in (LEDGER, LEASES, RUNS)):
+        raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
 
 
 def _read(
@@ -155,6 +161,8 @@ class Snapshot:
         own = [column for column in read if column not in _PARTITIONS]
         try:
             for file, table in self.lake.read_tables(files, own):
+                if name == LEDGER and not table.num_rows:
+                    raise FilesChanged(self.lake.uri)  # it went, and its place was taken
                 for told in (self.uncounted, but or {}):
                     if gone := told.get(file.commit_id):
                         table = without_segments(table, gone)
@@ -168,9 +176,23 @@ class Snapshot:
 
 def in_one_moment(lake: Lake, read: Callable[[Snapshot], T]) -> T:
     """What `read` makes of an output; asked again, a few times, where files go under its feet."""
+    return _steadily(lake, lambda: read(Snapshot.of(lake)))
+
+
+def steady_ledger(lake: Lake, *, whole: bool = False) -> Shards:
+    """`ledger_shards` of an output that a run or a compaction may be writing to."""
+
+    def read() -> Shards:
+        with _unchanged(lake):
+            return ledger_shards(lake, whole=whole)
+
+    return _steadily(lake, read)
+
+
+def _steadily(lake: Lake, read: Callable[[], T]) -> T:
     for left in reversed(range(_TRIES)):
         try:
-            return read(Snapshot.of(lake))
+            return read()
         except (FilesChanged, FileNotFoundError) as error:
             if not left:
                 raise FilesChanged(lake.uri) from error

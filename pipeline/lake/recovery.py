@@ -3,7 +3,7 @@ written out of their files."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +24,8 @@ from emolake.pipeline.lake.ledger import (
     without_segments,
 )
 from emolake.pipeline.lake.order import lease_of, new_commit_id
-from emolake.pipeline.lake.schema import VIDEOS
+from emolake.pipeline.lake.schema import TABLES, VIDEOS
+from emolake.pipeline.storage.files import exists
 from emolake.pipeline.storage.shards import Shards
 
 
@@ -38,20 +39,19 @@ def recover(
     own: what stands half done under this very lease goes too; only where none of its writes is under way.
     """
     with fence.held():
-        data = [file for table in DATA_TABLES for file in lake.files(table)]
-        ledger = ledger_shards(lake, whole=whole)
         forgotten = Forgotten.of(lake) if forgets else None
+        data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
         if forgotten and (back := _segments_of(ledger, forgotten)):
-            _rewrite(lake, back, fence)
-            ledger = ledger_shards(lake, whole=whole)
+            _rewrite(lake, ledger, back, fence)
+            data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
         found = _look(lake, ledger, data)
         _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
         if found.bereft:
-            _rewrite(lake, found.bereft, fence)
+            _rewrite(lake, ledger, found.bereft, fence)
             ledger = ledger_shards(lake, whole=whole)
             found = _look(lake, ledger, data)
         if found.stale:
-            _rewrite(lake, found.stale, fence)
+            _rewrite(lake, ledger, found.stale, fence)
             ledger = ledger_shards(lake, whole=whole)
         return ledger
 
@@ -61,18 +61,25 @@ def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:
     went of each table. JobFailed where the store keeps some."""
     with fence.held():
         count = dict.fromkeys((*DATA_TABLES, LEDGER), 0)
-        segments = _segments_of(ledger_shards(lake), gone)
-        for file in (f for table in DATA_TABLES for f in lake.files(table)):
+        ledger = ledger_shards(lake)
+        segments = _segments_of(ledger, gone)
+        for file in _data_files(lake):
             if file.commit_id in segments:
                 rows = lake.read_table(file, ["video_id", "segment"]).to_pylist()
                 there = segments[file.commit_id]
                 count[file.table] += sum((r["video_id"], r["segment"]) in there for r in rows)
         count[LEDGER] = sum(map(len, segments.values()))
         if segments:
-            _rewrite(lake, segments, fence)
-            if _segments_of(ledger_shards(lake), gone):
-                raise JobFailed(f"{lake.uri}: the store did not remove all rows; run it again")
+            _rewrite(lake, ledger, segments, fence)
+            left = {file.commit_id for table in TABLES for file in lake.files(table)}
+            if left & segments.keys() or _segments_of(ledger_shards(lake), gone):
+                fence()
+                raise JobFailed(f"{lake.uri} still holds some of these rows; run it again")
         return count
+
+
+def _data_files(lake: Lake) -> list[DataFile]:
+    return [file for table in DATA_TABLES for file in lake.files(table)]
 
 
 def _segments_of(ledger: Shards, gone: Container[str]) -> Segments:
@@ -92,7 +99,7 @@ def tidy(lake: Lake, run_id: str) -> None:
     with suppress(UserError, OSError):
         lease = Lease.acquire(lake, run_id, patient=False)
         try:
-            data = [file for table in DATA_TABLES for file in lake.files(table)]
+            data = _data_files(lake)
             committed = {file.commit_id for file in lake.files(LEDGER)}
             _remove_orphans(lake, data, committed, lease.number - 1)
         finally:
@@ -111,6 +118,7 @@ class _Found:
 
 def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
     found = _Found()
+    where: dict[str, DataFile] = {}
     held = {
         table: {file.commit_id for file in data if file.table == table} for table in DATA_TABLES
     }
@@ -124,17 +132,20 @@ def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
             needs = needing(live, table)
             commits = set(needs["commit_id"].unique().to_pylist()) - held[table]
             # A listing may lag; the files themselves do not.
-            if lost := [commit for commit in commits if not _stands(lake, table, commit)]:
-                gather(found.bereft, needs.filter(pc.is_in(needs["commit_id"], pa.array(lost))))
+            for commit in commits:
+                where = where or {file.commit_id: file for file in lake.files(LEDGER)}
+                if commit in where and not exists(
+                    lake.fs, _beside(lake, where[commit], table).path
+                ):
+                    lost = pc.equal(needs["commit_id"], commit)
+                    gather(found.bereft, needs.filter(lost))
     return found
 
 
-def _stands(lake: Lake, table: str, commit_id: str) -> bool:
-    return any(
-        file.commit_id == commit_id
-        and lake.fs.exists(lake.data_path(table, file.corpus, file.date, commit_id))
-        for file in lake.files(LEDGER)
-    )
+def _beside(lake: Lake, file: DataFile, table: str) -> DataFile:
+    """The file of another table of the same commit, be it there or not."""
+    path = lake.data_path(table, file.corpus, file.date, file.commit_id)
+    return replace(file, table=table, path=path)
 
 
 def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], through: int) -> None:
@@ -150,9 +161,7 @@ def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], throu
         if file.commit_id not in committed and lease_of(file.commit_id) <= through
     }
     for commit_id, file in dead.items():
-        place = replace(
-            file, table=LEDGER, path=lake.data_path(LEDGER, file.corpus, file.date, commit_id)
-        )
+        place = _beside(lake, file, LEDGER)
         if (
             lake.create_table(place.path, VIDEOS.empty_table())
             or not lake.read_table(place).num_rows
@@ -161,24 +170,26 @@ def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], throu
     lake.remove(path for path, commit in lake.partial_files() if lease_of(commit) <= through)
 
 
-def _rewrite(lake: Lake, gone: Mapping[str, set[tuple[str, int]]], fence: Fence) -> None:
+def _rewrite(lake: Lake, ledger: Shards, gone: Segments, fence: Fence) -> None:
     """Makes a plain glob show none of the segments `gone`.
 
-    Each commit's other rows are committed anew (the same protocol), then the old data files go, then the
-    old ledger file. A crash after the new commit leaves two ledger rows for a segment, of which the newer
-    counts, and the next call here finishes the work.
+    Each commit's other rows that are not stale are committed anew (the same protocol), then the old files go.
+    A crash after the new commit leaves two ledger rows for a segment, of which the newer counts, and the
+    next call here finishes the work. Where a row goes that counts, and none comes for it, the ledger file
+    goes first: what it names has to be there as long as it stands. Else it goes last.
     """
-    files = {(f.table, f.commit_id): f for t in (*DATA_TABLES, LEDGER) for f in lake.files(t)}
+    files = {(f.table, f.commit_id): f for t in TABLES for f in lake.files(t)}
+    stale: Segments = {}
+    for part in ledger_parts(ledger):
+        gather(stale, part.stale.filter(pc.is_in(part.stale["commit_id"], pa.array(list(gone)))))
     for commit_id, segments in sorted(gone.items()):
-        _recommit(lake, commit_id, segments, files, fence)
+        # A crash may have left copies of stale rows that are newer than these, whose data is gone by now.
+        _recommit(lake, commit_id, segments | stale.get(commit_id, set()), files, fence)
     fence()
-    for tables in (DATA_TABLES, (LEDGER,)):
-        lake.remove(
-            files[(table, commit_id)].path
-            for commit_id in gone
-            for table in tables
-            if (table, commit_id) in files
-        )
+    for counted in (True, False):
+        commits = [c for c in gone if bool(gone[c] - stale.get(c, set())) is counted]
+        for tables in ((LEDGER,), DATA_TABLES) if counted else (DATA_TABLES, (LEDGER,)):
+            lake.remove(files[t, c].path for c in commits for t in tables if (t, c) in files)
 
 
 def _recommit(
@@ -188,14 +199,24 @@ def _recommit(
     files: dict[tuple[str, str], DataFile],
     fence: Fence,
 ) -> None:
-    """Commits anew what of a commit stays, if anything does. gone: (video_id, segment)."""
-    tables = {
-        name: without_segments(lake.read_table(files[(name, old_id)]), gone)
-        for name in (*DATA_TABLES, LEDGER)
-        if (name, old_id) in files
-    }
-    if LEDGER not in tables or not tables[LEDGER].num_rows:
+    """Commits anew what of a commit stays, if anything does: of `gone` nothing, and nothing of what should
+    have data and has none."""
+    if (LEDGER, old_id) not in files:
         return
-    old = files[(LEDGER, old_id)]
+    old = files[LEDGER, old_id]
+    tables = {LEDGER: without_segments(lake.read_table(old), gone)}
+    lost: Segments = {}
+    for name in DATA_TABLES:
+        needs = needing(tables[LEDGER], name)
+        if needs.num_rows or (name, old_id) in files:
+            try:
+                tables[name] = without_segments(lake.read_table(_beside(lake, old, name)), gone)
+            except FileNotFoundError:
+                gather(lost, needs)
+    tables = {
+        name: without_segments(table, lost.get(old_id, set())) for name, table in tables.items()
+    }
+    if not tables[LEDGER].num_rows:
+        return
     commit_id = new_commit_id(fence.number, [old_id])
     write_commit(lake, tables, old.corpus, old.date, commit_id, fence)

@@ -8,16 +8,25 @@ from typing import Any
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.layout import RUNS, Lake
-from emolake.pipeline.storage.files import write_whole
+from emolake.pipeline.storage.files import exists, write_whole
 
 
 def read_runs(lake: Lake, *, all_of_them: bool = False) -> list[dict[str, Any]]:
     """The run.json of each run that ended, the last first; also of those that go on or were killed
     (`finished_at` is null) with `all_of_them`."""
-    paths = lake.fs.glob(_path(lake, "*"))
-    runs = [json.loads(lake.fs.cat_file(path)) for path in paths]
+    runs = [json.loads(lake.fs.cat_file(path)) for path in run_records(lake)]
     told = [run for run in runs if all_of_them or run.get("finished_at")]
     return sorted(told, key=lambda run: str(run.get("finished_at")), reverse=True)
+
+
+def run_records(lake: Lake) -> list[str]:
+    """Paths of the run.json of all runs. Not by a pattern: an output's own name may look like one."""
+    lake.fs.invalidate_cache()
+    try:
+        found = lake.fs.find(lake.path(RUNS))
+    except FileNotFoundError:
+        return []
+    return [path for path in found if path.endswith("/run.json")]
 
 
 def write_run(lake: Lake, run: dict[str, Any]) -> None:
@@ -36,7 +45,7 @@ def end_run(lake: Lake, run_id: str, error: str) -> None:
 def refuse_other_run(lake: Lake, run_id: str, config_hash: str) -> None:
     """UserError where a run of another configuration had this id: rows are traced by it."""
     path = _path(lake, run_id)
-    if not lake.fs.exists(path):
+    if not exists(lake.fs, path):
         return
     before = json.loads(lake.fs.cat_file(path))["config_hash"]
     if before != config_hash:

@@ -193,6 +193,7 @@ VIDEO_ROW = pa.schema(
         *_columns(("corpus", pa.string()), ("attempt", pa.int32())),
         *_maybe(
             ("segments", pa.list_(pa.int32())),
+            ("n_segments", pa.int32()),
             ("transcript_uri", pa.string()),
             ("age", pa.string()),
             ("gender", pa.string()),
@@ -203,13 +204,14 @@ VIDEO_ROW = pa.schema(
         ),
     ]
 )
-"""A video to be done. segments: those wanted, null for all; missing: why it cannot be opened. Only
-labelled tables have the rest: span, the stretch of the video that is meant (end_s null: to its end);
-pictures, of one face each, that take the place of a video, each by its uri or its encoded bytes."""
+"""A video to be done. segments: those wanted, null for all; n_segments: how many it has, where it was opened
+before; missing: why it cannot be opened. Only labelled tables have the rest: span, the stretch of the video
+that is meant (end_s null: to its end); pictures, of one face each, that take the place of a video, each by
+its uri or its encoded bytes."""
 
 SEGMENT_ROW = pa.schema(
     [
-        *[f for f in VIDEO_ROW if f.name not in ("segments", "missing", "span")],
+        *[f for f in VIDEO_ROW if f.name not in ("segments", "n_segments", "missing", "span")],
         *_columns(("segment", pa.int32()), ("n_segments", pa.int32())),
         *_columns(("start_s", pa.float64()), ("end_s", pa.float64())),
         *_maybe(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import random
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem
-from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.storage.traffic import count, count_requests
 
+T = TypeVar("T")
 PARTIAL_SUFFIX = ".partial"
 _S3 = ("s3", "s3a")
 _CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -37,14 +38,12 @@ class Storage:
 
     def locate(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """File system and path of a URI; UserError where no file system can be had for it."""
-        # A name may hold `::`, which fsspec takes for a chain of file systems: it is one where a URI follows.
-        plain = "::" in uri and not _CHAINED.search(uri)
-        protocol = "file" if plain and "://" not in uri else fsspec.utils.get_protocol(uri)
-        options = {} if protocol in ("file", "local") else dict(self.options)
-        if protocol in _S3:
-            options = {"config_kwargs": _PATIENT} | options
+        if not uri:
+            raise UserError("an empty name was given for a file or folder; name one")
+        protocol = _protocol(uri)
+        options = self._for(protocol)
         try:
-            if plain:
+            if _is_plain(uri):
                 fs = fsspec.filesystem(protocol, **options)
                 path = str(fs._strip_protocol(uri))
             else:
@@ -52,8 +51,114 @@ class Storage:
             if protocol in _S3:
                 _connect(fs, uri)
         except (ValueError, ImportError, TypeError) as error:
-            raise UserError(f"{uri}: {error}") from None
-        return fs, path
+            raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
+        return speaking_os_errors(fs), path
+
+    def _for(self, protocol: str) -> dict[str, Any]:
+        """What of the options a protocol gets: they are those of the object store, whose secrets are nothing
+        for a web server."""
+        if protocol in ("file", "local"):
+            return {}
+        if protocol in _WEB:
+            options = {k: v for k, v in self.options.items() if k in _OF_THE_WEB}
+            client = self.options.get("client_kwargs", {})
+            if "headers" in client:
+                options["client_kwargs"] = {"headers": client["headers"]}
+            return options
+        patient = {"config_kwargs": _PATIENT} if protocol in _S3 else {}
+        return patient | dict(self.options)
+
+
+_WEB = ("http", "https")
+_OF_THE_WEB = ("headers", "block_size", "encoded")
+
+
+def _is_plain(uri: str) -> bool:
+    """A name may hold `::`, which fsspec takes for a chain of file systems: it is one where a URI follows."""
+    return "::" in uri and not _CHAINED.search(uri)
+
+
+def _protocol(uri: str) -> str:
+    if _is_plain(uri) and "://" not in uri:
+        return "file"
+    return str(fsspec.utils.get_protocol(uri))
+
+
+def canonical(uri: str) -> str:
+    """The one spelling of a video's name: local files by their absolute path without `..`, all others with
+    their protocol's first name; unsigned. UserError where there is no such protocol."""
+    if _CHAINED.search(uri):
+        return unsigned(uri)
+    protocol = _protocol(uri)
+    try:
+        system = fsspec.get_filesystem_class(protocol)
+        path = str(system._strip_protocol(uri))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
+    if issubclass(system, LocalFileSystem):
+        return posixpath.normpath(path)
+    name = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    return unsigned(path if path.startswith(f"{protocol}://") else f"{name}://{path}")
+
+
+_METHODS = (
+    *("info", "ls", "find", "glob", "isfile", "isdir", "open"),
+    *("cat_file", "pipe_file", "rm", "rm_file"),
+)
+_CLIENTS = frozenset(
+    {"botocore", "aiobotocore", "aiohttp", "azure", "google", "gcsfs", "requests", "urllib3"}
+)
+_GONE = (404, 410)
+
+
+def speaking_os_errors(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+    """The same file system, whose methods raise OSError where a store cannot be reached or refuses, though
+    its client library has errors of its own; and FileNotFoundError only for what is not there."""
+    if not is_local(fs) and not getattr(fs, "_speaks_os_errors", False):
+        for name in _METHODS:
+            setattr(fs, name, _translated(getattr(fs, name)))
+        fs._speaks_os_errors = True
+    return fs
+
+
+def _translated(method: Callable[..., T]) -> Callable[..., T]:
+    @wraps(method)
+    def called(*arguments: Any, **options: Any) -> T:
+        with os_errors():
+            return method(*arguments, **options)
+
+    return called
+
+
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Errors of storage clients come out as OSError."""
+    try:
+        yield
+    except Exception as error:
+        told = as_os_error(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def as_os_error(error: Exception) -> Exception:
+    """The same error, unless it is one of a storage client's own, or says of a server's failure that
+    nothing is there."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        # fsspec's HTTP says so of whatever a server answers.
+        if cause is None or not _of_a_client(cause) or getattr(cause, "status", None) in _GONE:
+            return error
+        return OSError(f"{type(cause).__name__}: {in_a_line(cause, 300)}")
+    if isinstance(error, OSError) or not _of_a_client(error):
+        return error
+    told = f"{type(error).__name__}: {in_a_line(error, 300)}"
+    return FileNotFoundError(told) if getattr(error, "status", None) in _GONE else OSError(told)
+
+
+def _of_a_client(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)
 
 
 def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
@@ -68,20 +173,36 @@ def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
 
 _SIGNING = re.compile(
     r"x-amz-.+|x-goog-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|hdnts"
-    r"|sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv",
+    r"|sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv|token|(access|auth)_token|jwt"
+    r"|hdnea|hdntl",
     re.IGNORECASE,
 )
-_SIGNED = re.compile(r"(x-amz-signature|x-goog-signature|signature|sig|hdnts)=", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"(x-amz-signature|x-goog-signature|signature|sig|hdnts|hdnea|hdntl|token|(access|auth)_token|jwt)=",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"^(https?://)[^/@?]*@", re.IGNORECASE)
 
 
 def unsigned(uri: str) -> str:
-    """A presigned URL (of S3, Google, Azure, CloudFront, Akamai) without what signs it: the same object's
-    next signature is another, and whoever holds it may read."""
+    """A URL without what lets one in: a user's name and password, and the signature of a presigned one (of
+    S3, Google, Azure, CloudFront, Akamai), since the same object's next signature is another."""
+    uri = _USER.sub(r"\1", uri)
     address, _, query = uri.partition("?")
     if not uri.lower().startswith(("http://", "https://")) or not _SIGNED.search(query):
         return uri
     kept = [part for part in query.split("&") if not _SIGNING.fullmatch(part.partition("=")[0])]
     return f"{address}?{'&'.join(kept)}" if kept else address
+
+
+def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """fsspec's own takes a store that cannot be reached for one that does not have it."""
+    fs.invalidate_cache()
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -133,16 +254,39 @@ def remove_all(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
     if is_local(fs):
         for path in paths:
             Path(path).unlink(missing_ok=True)
-    elif isinstance(fs, AsyncFileSystem) and not any(map(has_magic, paths)):
+    elif isinstance(fs.protocol, tuple) and fs.protocol[0] in _S3:
         for at in range(0, len(paths), _REMOVED_TOGETHER):
-            with suppress(FileNotFoundError):
-                fs.rm(paths[at : at + _REMOVED_TOGETHER])
-    else:  # fsspec takes a name with brackets for a pattern
+            _remove_of_s3(fs, paths[at : at + _REMOVED_TOGETHER])
+    else:
         for path in paths:
             with suppress(FileNotFoundError):
                 fs.rm_file(path)
 
 
+def _remove_of_s3(fs: fsspec.AbstractFileSystem, paths: list[str]) -> None:
+    """In one request. S3 answers well and names in its answer what it has kept; s3fs does not look."""
+    keys: dict[str, list[dict[str, str]]] = {}
+    for path in paths:
+        bucket, key, _ = fs.split_path(path)
+        keys.setdefault(bucket, []).append({"Key": key})
+        fs.invalidate_cache(path)
+    for bucket, named in keys.items():
+        for left in reversed(range(_REMOVALS)):
+            with os_errors():
+                told = fs.call_s3(
+                    "delete_objects", Bucket=bucket, Delete={"Objects": named, "Quiet": True}
+                )
+            refused = [e for e in told.get("Errors", []) if e.get("Code") != "NoSuchKey"]
+            if not refused:
+                break
+            if not left:
+                first = refused[0]
+                raise OSError(f"{bucket}/{first.get('Key')} was not removed: {first.get('Code')}")
+            named = [{"Key": error["Key"]} for error in refused]
+            time.sleep(random.uniform(0.05, 0.5))  # noqa: S311
+
+
+_REMOVALS = 3
 _REMOVED_TOGETHER = 1000
 _CONFLICTS = 8
 
@@ -180,5 +324,9 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         node = options
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--storage-option {folder} is given as a value and as {key}")
+        if isinstance(node.get(leaf), dict):
+            raise UserError(f"--storage-option {key} is given as a value and as {key}.<name>")
         node[leaf] = {"true": True, "false": False}.get(value.lower(), value)
     return options

@@ -13,7 +13,7 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.files import Storage, exists
 from emolake.pipeline.video.decode import Source, clock_start, container_of
 
 SIDECARS = (".srt", ".vtt")
@@ -38,7 +38,7 @@ def read_transcript(uri: str, transcript_uri: str | None, storage: Storage) -> l
     names = [transcript_uri] if transcript_uri else [_renamed(uri, end) for end in SIDECARS]
     for name in names:
         fs, path = storage.locate(name)
-        if transcript_uri or fs.exists(path):
+        if transcript_uri or exists(fs, path):
             if fs.size(path) > _MOST_BYTES:
                 raise ValueError(f"{name} is too large for a transcript")
             return parse_cues(fs.cat_file(path).decode("utf-8-sig", "replace"))

@@ -127,6 +127,15 @@ def test_a_long_video_becomes_segments(demo_videos) -> None:
     assert [r["segment"] for r in run(SegmentPlanner(short), wanted)] == [1]
 
 
+def test_one_that_was_opened_before_fails_in_what_was_to_be_done_and_no_more(
+    tmp_path: Path,
+) -> None:
+    gone = videos(tmp_path / "gone.mp4", segments=[4], n_segments=5, attempt=2)
+    (row,) = run(SegmentPlanner(settings(segment_timeout_seconds=20)), gone)
+    assert (row["segment"], row["n_segments"], row["attempt"]) == (4, 5, 2)
+    assert (row["failed"], row["reason"]) == (True, "not_found")
+
+
 def test_a_header_that_promises_a_century_is_not_believed() -> None:
     video = dict.fromkeys(VIDEO_ROW.names) | {"size": 100_000, "segments": None}
     century = VideoInfo(3e9, 25.0, 64, 48, "h264")

@@ -108,9 +108,11 @@ class ActorsView(AbstractFileSystem):
             raise FileNotFoundError(path)
         return list(found.values()) if detail else list(found)
 
-    def exists(self, path: str, **_: Any) -> bool:
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
         self._effect()
-        return path in self.store.objects
+        if path not in self.store.objects:
+            raise FileNotFoundError(path)
+        return self._told(path)
 
     def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
         self._effect()

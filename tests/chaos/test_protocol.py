@@ -1,5 +1,5 @@
-"""The protocol of the lake under every adversity: drivers with their write tasks, compactors and readers on
-one store, over the real code, stopped, killed and misled between any two requests.
+"""The protocol of the lake under every adversity: drivers with their write tasks, compactors, forgetters and
+readers on one store, over the real code, stopped, killed and misled between any two requests.
 
 A lease may be taken over at any moment, whether its holder lives or not, and clocks say anything: what holds
 here rests on neither. Plays are chosen as probabilistic concurrency testing does (Burckhardt et al. 2010):
@@ -20,19 +20,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake import commit, layout, lease, order
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
+from emolake.pipeline.lake.forgetting import Forgotten, Record, begin, finish
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions
 from emolake.pipeline.lake.reading import FilesChanged, live_rows
-from emolake.pipeline.lake.recovery import recover, tidy
+from emolake.pipeline.lake.recovery import erase, recover, tidy
+from emolake.pipeline.storage.files import exists
 from tests.chaos.conftest import Amount
 from tests.chaos.steps import Actor, Killed, Store
 from tests.pipeline.lake.test_lake import segment
 
+FORGETTABLE = ("a", "s")
 VIDEOS = ("a", "b", "n", "s")  # n shows no face, s has windows of what is said and no track
 Seen = Counter[tuple[str, int]]
 
@@ -88,6 +91,7 @@ class Play:
         self.names = itertools.count()
         self.ever_seen: set[str] = set()
         self.newest: dict[str, int] = {}
+        self.to_forget: set[str] = set()
         self._told: tuple[set[str], list[dict]] = (set(), [])
         self._parsed: dict[bytes, pa.Table] = {}
 
@@ -114,6 +118,7 @@ class Play:
         wanted = [
             (kinds["run"] < 2, lambda: self.driver(self.random.random() < 0.3)),
             (kinds["compact"] < 1, self.compactor),
+            (kinds["forget"] < 1 and self.random.random() < 0.3, self.forgetter),
             (kinds["read"] < 1, self.reader),
         ]
         for may, work in wanted:
@@ -133,14 +138,19 @@ class Play:
                 known = [row for part in ledger.parts() for row in newest(part)]
                 done = {row["video_id"] for row in known if row["state"] != "failed"}
                 again = self.random.sample(VIDEOS, 2) if reprocess else ()
-                todo = [video for video in VIDEOS if video not in done or video in again]
+                forgotten = Forgotten.of(me.lake)
+                todo = [
+                    video
+                    for video in VIDEOS
+                    if (video not in done or video in again) and uri(video) not in forgotten
+                ]
                 while todo:
                     some = [todo.pop() for _ in range(self.random.randint(1, len(todo)))]
                     for _ in range(self.random.choice((1, 1, 2))):  # Ray may run a task twice
                         self.start(self.writer(held.fence, name, some))
                 while not all(w.done for w in self.writers_of(name)):
                     self.priority[me] = min(self.priority.values()) - 1
-                    me.lake.fs.exists("wait")
+                    exists(me.lake.fs, "wait")
                 recover(me.lake, held.fence, own=True)
                 ended = True
             finally:
@@ -178,11 +188,27 @@ class Play:
         work.name = "compact"
         return work
 
+    def forgetter(self):
+        video = self.random.choice(FORGETTABLE)
+
+        def work(me: Actor) -> None:
+            held = Lease.acquire(me.lake, "forget", ttl_s=0.0)
+            try:
+                self.to_forget.add(video)
+                record = begin(me.lake, {uri(video)}, held.fence)
+                recover(me.lake, held.fence, forgets=False)
+                finish(me.lake, record, erase(me.lake, held.fence, {uri(video)}))
+            finally:
+                held.release()
+
+        work.name = "forget"
+        return work
+
     def reader(self):
         known = set(self.ever_seen)
 
         def work(me: Actor) -> None:
-            for table, wanted in ((LEDGER, known), ("annotations", known - {"n"})):
+            for table, without in ((LEDGER, set()), ("annotations", {"n"})):
                 rows = live_rows(me.lake, table)
                 seen: Seen = Counter(
                     zip(
@@ -193,6 +219,7 @@ class Play:
                 )
                 assert not seen or max(seen.values()) == 1, f"{table}: doubled: {seen}"
                 there = {video for video, _ in seen}
+                wanted = known - without - self.to_forget
                 assert wanted <= there, f"{table}: lost {wanted - there}"
                 self.ever_seen |= there
 
@@ -214,14 +241,14 @@ class Play:
         return [actor for actor in self.actors if not actor.done]
 
     def check(self) -> None:
-        allowed = (Killed, lease.LeaseLost, UserError, FilesChanged, TimeoutError)
+        allowed = (Killed, lease.LeaseLost, UserError, JobFailed, FilesChanged, TimeoutError)
         for actor in self.actors:
             if actor.error is not None and not isinstance(actor.error, allowed):
                 raise actor.error
         if self.store.objects.keys() == self._told[0]:
             return
         for row in self.ledger():
-            if row["standing"] == "stale":
+            if row["standing"] == "stale" or row["video_id"] in self.to_forget:
                 continue
             before = self.newest.get(row["video_id"], 0)
             assert row["lease"] >= before, f"{row['video_id']}: older than was to be seen before"
@@ -243,6 +270,11 @@ class Play:
         path = f"lake/{table}/corpus=c/date=2026-01-31/{commit_id}.parquet"
         data = self.store.objects.get(path)
         return self.table(data)["video_id"].to_pylist() if data else []
+
+    def is_forgotten(self, video: str) -> bool:
+        """Whether its forgetter came so far as to say so; else it never began."""
+        records = [d for p, d in self.store.objects.items() if p.startswith("lake/_forgotten/")]
+        return uri(video) in Forgotten([Record.of(data) for data in records])
 
     def table(self, data: bytes) -> pa.Table:
         if data not in self._parsed:
@@ -269,10 +301,11 @@ class Play:
             )
             for table in (*DATA_TABLES, LEDGER)
         }
+        forgotten = {video for video in self.to_forget if self.is_forgotten(video)}
+        expected = {"annotations": "abs", "tracks": "ab", LEDGER: "abns"}
         assert found == {
-            "annotations": ["a", "b", "s"],
-            "tracks": ["a", "b"],
-            LEDGER: ["a", "b", "n", "s"],
+            table: [video for video in videos if video not in forgotten]
+            for table, videos in expected.items()
         }
         reader = self.start(self.reader())
         self.finish(reader)
@@ -287,6 +320,10 @@ class Play:
                 writer.advance()
             self.check()
         raise AssertionError(f"{actor.name} does not end")
+
+
+def uri(video: str) -> str:
+    return f"/v/{video}.mp4"
 
 
 def newest(part) -> Iterator[dict]:

@@ -1,14 +1,29 @@
-"""Conditional creates as object stores answer them."""
+"""Storage as it is: conditional creates, removals and errors as stores and servers answer them."""
 
+import pickle
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
+from emolake.pipeline.corpus.listing import stat_video
+from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.storage import files
-from emolake.pipeline.storage.files import create_exclusively
+from emolake.pipeline.storage.files import (
+    Storage,
+    as_os_error,
+    canonical,
+    create_exclusively,
+    parse_options,
+    unsigned,
+)
 
 
 def refusal(code: str, status: int) -> OSError:
@@ -67,3 +82,116 @@ def test_names_with_signs_of_patterns_are_removed_as_they_are_called(s3: Any) ->
     files.remove_all(fs, gone)
     fs.invalidate_cache()
     assert fs.find(f"{s3.bucket}/gone") == [f"{s3.bucket}/gone/a1.bin"]
+
+
+def test_what_s3_keeps_though_it_answers_well_is_told(s3: Any, monkeypatch) -> None:
+    fs = s3.fs()
+    for name in "ab":
+        fs.pipe_file(f"{s3.bucket}/kept/{name}", b"x")
+    real, asked = fs.call_s3, []
+
+    def keeps_a(method: str, **options: Any) -> Any:
+        keys = [named["Key"] for named in options["Delete"]["Objects"]]
+        asked.append(keys)
+        options["Delete"]["Objects"] = [{"Key": key} for key in keys if key != "kept/a"]
+        told = real(method, **options) if options["Delete"]["Objects"] else {}
+        return told | {"Errors": [{"Key": "kept/a", "Code": "AccessDenied"}] * ("kept/a" in keys)}
+
+    monkeypatch.setattr(fs, "call_s3", keeps_a)
+    with pytest.raises(OSError, match="kept/a was not removed: AccessDenied"):
+        files.remove_all(fs, [f"{s3.bucket}/kept/{name}" for name in "ab"])
+    assert asked == [["kept/a", "kept/b"], ["kept/a"], ["kept/a"]]
+    fs.invalidate_cache()
+    assert fs.find(f"{s3.bucket}/kept") == [f"{s3.bucket}/kept/a"]
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Answers /404 with 404, and so on."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(int(self.path.strip("/")))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815 (its name is http.server's)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+def test_a_server_that_fails_has_not_said_that_nothing_is_there(server: str, status: int) -> None:
+    fs, path = Storage().locate(f"{server}/{status}")
+    with pytest.raises(OSError, match=str(status)) as caught:
+        fs.info(path)
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert stat_video(f"{server}/{status}", Storage()).missing == "storage_error"
+
+
+def test_what_is_not_there_is_not_found(server: str) -> None:
+    fs, path = Storage().locate(f"{server}/404")
+    with pytest.raises(FileNotFoundError):
+        fs.info(path)
+    assert stat_video(f"{server}/404", Storage()).missing == "not_found"
+
+
+def test_a_client_librarys_errors_are_those_of_the_system() -> None:
+    away = EndpointConnectionError(endpoint_url="http://away?sig=f00")
+    told = as_os_error(away)
+    assert isinstance(told, OSError)
+    assert "f00" not in str(told)
+    assert as_os_error(ValueError("ours")).args == ("ours",)
+    assert isinstance(as_os_error(FileNotFoundError("no")), FileNotFoundError)
+
+
+def test_a_lake_that_was_sent_elsewhere_speaks_the_same(s3: Any, monkeypatch) -> None:
+    options = {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": "s"}
+    options["config_kwargs"] = {"retries": {"max_attempts": 1}, "connect_timeout": 1}
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    lake = Lake.at("s3://bucket/lake", Storage(options))
+    for one in (lake, pickle.loads(pickle.dumps(lake))):
+        with pytest.raises(OSError, match="EndpointConnectionError"):
+            one.files("videos")
+
+
+def test_what_opens_an_object_store_is_not_sent_to_a_web_server() -> None:
+    told = {"key": "k", "secret": "s", "endpoint_url": "http://minio"}
+    fs, _ = Storage(told | {"client_kwargs": {"region_name": "x"}}).locate("https://host/a.mp4")
+    assert not {"key", "secret", "endpoint_url", "client_kwargs"} & fs.storage_options.keys()
+    fs, _ = Storage({"client_kwargs": {"headers": {"X": "y"}}}).locate("https://host/a.mp4")
+    assert fs.client_kwargs == {"headers": {"X": "y"}}
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://user:f00@host/a.mp4", "https://h/a.mp4?token=f00", "http://h/a?hdnts=exp=1~hmac=f00"]
+)  # fmt: skip
+def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
+    assert "f00" not in unsigned(uri)
+    assert "f00" not in in_a_line(f"cannot open {uri} today")
+
+
+@pytest.mark.parametrize(
+    ("spelt", "name"),
+    [
+        ("file:///v/../v/a b.mp4", "/v/a b.mp4"),
+        ("s3a://b/k.mp4", "s3://b/k.mp4"),
+        ("s3://b/what?v=1#2.mp4", "s3://b/what?v=1#2.mp4"),
+        ("https://h/a.mp4?v=1", "https://h/a.mp4?v=1"),
+        ("/v/std::vector.mp4", "/v/std::vector.mp4"),
+    ],
+)
+def test_a_video_has_one_name_however_it_is_spelt(spelt: str, name: str) -> None:
+    assert canonical(spelt) == canonical(name) == name
+
+
+@pytest.mark.parametrize("pairs", [["a=1", "a.b=2"], ["a.b=2", "a=1"]])
+def test_an_option_is_a_value_or_a_group(pairs: list[str]) -> None:
+    with pytest.raises(UserError, match="is given as a value and as"):
+        parse_options(pairs)

@@ -229,6 +229,19 @@ def test_options_of_every_kind_go_along(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (["--address", "http://127.0.0.1:1"], "does not answer"),
         (["--address", "ray://h:10001"], "is no dashboard's URL"),
         (["--address", "http://h:1", "--storage-option", "secret=x"], "in the job's arguments"),
+        (
+            [
+                "--address",
+                "http://h:1",
+                "--storage-option",
+                "client_kwargs.aws_secret_access_key=x",
+            ],
+            "in the job's arguments",
+        ),
+        (
+            ["--address", "http://h:1", "--storage-option", "endpoint_url=http://u:x@minio"],
+            "in the job's arguments",
+        ),
         (["--address", "http://h:1", "--set", "facess.min_face=1"], "did you mean"),
         (["--address", "http://h:1", "--working-dir", "/none"], "is no folder"),
         (["--address", "http://h:1", "--runtime-env", "/none"], "cannot be read"),
@@ -241,3 +254,13 @@ def test_mistakes_are_one_line_before_anything_is_sent(
     error = capsys.readouterr().err
     assert told in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["http://h/a.mp4?X-Amz-Signature=f00", "https://u:f00@h/a.mp4"])
+def test_an_input_that_is_a_secret_is_not_sent(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["submit", name, "--output", "/tmp/none", "--address", "http://h:1"]) == 2
+    error = capsys.readouterr().err
+    assert "is named with what opens it" in error
+    assert "f00" not in error

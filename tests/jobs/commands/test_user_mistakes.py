@@ -91,6 +91,11 @@ CASES = [
     (f"annotate {VIDEOS} --storage-option key", "--storage-option"),
     (f"annotate {VIDEOS} --run-id ../up", "--run-id"),
     ("annotate {g}/videos --output {g}/file/out", "{g}/file/out"),
+    ("plan {g}/videos --output {g}/file", "cannot be read"),
+    ("plan s3://bucket/videos --output {g}/out", "NoCredentialsError"),
+    ("plan http://[::1/a.mp4 --output {g}/out", "http://[::1/a.mp4"),
+    (f"annotate {VIDEOS} --storage-option a=x --storage-option a.b=y", "given as a value and as"),
+    ("status s3://bucket/lake", "NoCredentialsError"),
     ("plan {g}/none --output {g}/out", "does not exist"),
     ("plan {g}/videos --output {g}/out --since yesterday", "is no time"),
     ("status {g}/videos", "holds no run"),
@@ -148,7 +153,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("command", "told"), CASES, ids=[c[0][:60] for c in CASES])
-def test_a_mistake_is_one_line_and_writes_nothing(ground, capsys, command: str, told: str) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(
+    ground, capsys, monkeypatch, command: str, told: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     before = sorted(ground.rglob("*"))
     code = main(command.format(g=ground).split())
     output, error = capsys.readouterr()

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.errors import UserError, in_a_line
@@ -101,6 +102,49 @@ def test_typescript_is_no_transport_stream_and_a_damaged_stream_still_is_one(
     assert [Path(uri).name for uri in uris(tmp_path)] == list(streams)
 
 
+def test_an_empty_or_unreadable_stream_in_a_bucket_refuses_no_archive(s3: S3, monkeypatch) -> None:
+    fs = s3.fs()
+    for name, data in {
+        "empty.ts": b"",
+        "good.mp4": b"x",
+        "frozen.ts": b"text",
+        "app.ts": b"let a",
+    }.items():
+        fs.pipe_file(f"{s3.bucket}/streams/{name}", data)
+    real = S3FileSystem._cat_file
+
+    async def frozen(self, path: str, *more: object, **options: object) -> bytes:
+        if path.endswith("frozen.ts"):
+            raise PermissionError("The operation is not valid for the object's storage class")
+        return await real(self, path, *more, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_cat_file", frozen)
+    S3FileSystem.clear_instance_cache()
+    storage = Storage({"endpoint_url": s3.endpoint, "key": "k", "secret": "s"})
+    found = [uri.rpartition("/")[2] for uri in uris(f"s3://{s3.bucket}/streams/", storage=storage)]
+    assert found == ["empty.ts", "frozen.ts", "good.mp4"]
+
+
+def test_a_manifest_in_a_bucket_names_what_lies_beside_it(s3: S3) -> None:
+    fs = s3.fs()
+    fs.pipe_file(f"{s3.bucket}/beside/v/x.mp4", b"x")
+    fs.pipe_file(f"{s3.bucket}/beside/lists/m.csv", b"uri,corpus\n../v/x.mp4,NA\n./../v/x.mp4,\n")
+    storage = Storage({"endpoint_url": s3.endpoint, "key": "k", "secret": "s"})
+    found = find_videos([f"s3://{s3.bucket}/beside/lists/m.csv"], storage)
+    rows = [row for table in found for row in table.to_pylist()]
+    assert [(r["uri"], r["corpus"], r["missing"]) for r in rows] == [
+        (f"s3://{s3.bucket}/beside/v/x.mp4", corpus, None) for corpus in ("NA", None)
+    ]
+
+
+def test_a_presigned_url_that_is_gone_is_no_pattern_and_keeps_its_signature(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/a.mp4?X-Amz-Signature=f00"
+    with pytest.raises(UserError) as caught:
+        uris(url)
+    assert "f00" not in in_a_line(caught.value)
+    assert "pattern" not in str(caught.value)
+
+
 def test_a_pattern_still_is_one_where_nothing_is_called_so(tmp_path: Path) -> None:
     for name in ("a1.mp4", "a2.mp4", "b1.mp4"):
         (tmp_path / name).write_bytes(b"x")
@@ -117,6 +161,7 @@ def test_a_pattern_still_is_one_where_nothing_is_called_so(tmp_path: Path) -> No
         ({"size": "ten"}, "size 'ten' is no number of bytes"),
         ({"size": -1}, "size -1 is no number"),
         ({"uri": None}, "row 2 has no uri"),
+        ({"uri": "a\ud800.mp4"}, "is no Unicode"),
     ],
 )
 def test_a_manifest_that_would_write_elsewhere_or_break_a_run_is_refused(

@@ -16,14 +16,16 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_shards
+from emolake.pipeline.lake.reading import read_videos
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage import shards
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.shards import Shards, together
-from tests.pipeline.lake.test_lake import no_fence, segment
+from tests.pipeline.lake.test_lake import NoFence, glob_keys, no_fence, segment
 
 HASH = "c0ffee"
+STAMP = RunStamp("run-1", "2026-01-31", HASH)
 
 
 def listed(rows: list[dict]) -> Shards:
@@ -67,6 +69,52 @@ def test_what_is_new_changed_unfinished_or_may_pass_is_done(lake: Lake) -> None:
     assert (plan.total, plan.repeated) == (14, 2)
     assert plan.why_done == {"changed": 1, "unfinished": 1, "retry": 1, "new": 1}
     assert plan.why_skipped == {"done": 10}
+
+
+def passing_failure(name: str, index: int = 0, *, of: int = 1) -> dict:
+    return segment(name, index, of=of, windows=0, failed=True, reason="storage_error")
+
+
+def live(lake: Lake) -> list[tuple]:
+    rows = read_videos(lake.uri).to_pylist()
+    return sorted((row["video_id"], row["segment"], row["state"]) for row in rows)
+
+
+def test_a_failure_that_may_pass_replaces_nothing_that_is_there(tmp_path: Path) -> None:
+    lake, stamp = Lake.at(str(tmp_path), Storage()), RunStamp("run-1", "2026-01-31", HASH)
+    for row in (segment("a"), segment("b", 0, of=2), segment("b", 1, of=2)):
+        commit_segments(lake, [row], stamp, no_fence)
+    again = RunStamp("run-2", "2026-02-01", "other")
+    for row in (passing_failure("a"), passing_failure("b")):
+        commit_segments(lake, [row], again, NoFence(number=2))
+    recover(lake, NoFence(number=3))
+    assert live(lake) == [("a", 0, "annotated"), ("b", 0, "annotated"), ("b", 1, "annotated")]
+    assert len(glob_keys(lake)) == 6
+    rows = [video(name) for name in "ab"]
+    plan = make_plan(listed(rows), ledger_shards(lake), Config(), "other")
+    assert plan.why_done == {"retry": 2}, "and what failed is done again, under its configuration"
+    failed = segment("a", windows=0, failed=True, reason="decode_error")
+    commit_segments(lake, [failed], again, NoFence(number=4))
+    commit_segments(lake, [segment("b", windows=1)], again, NoFence(number=4))
+    recover(lake, NoFence(number=5))
+    assert live(lake) == [("a", 0, "failed"), ("b", 0, "annotated")], "what will not pass does"
+    assert glob_keys(lake) == [("b", 0, 0)]
+
+
+def test_a_retry_knows_how_many_segments_there_are(lake: Lake) -> None:
+    commit_segments(lake, [segment("t", 0, of=3), segment("t", 2, of=3)], STAMP, no_fence)
+    commit_segments(lake, [passing_failure("t", 1, of=3)], STAMP, no_fence)
+    plan = make_plan(listed([video("t")]), ledger_shards(lake), Config(), HASH)
+    ((row,),) = [part.to_pylist() for part in plan.todo.parts()]
+    assert (row["segments"], row["n_segments"]) == ([1], 3)
+
+
+def test_what_cannot_be_reached_keeps_what_is_known_of_it(lake: Lake) -> None:
+    gone = video("-", "/v/a.mp4") | {"size": None, "missing": "storage_error"}
+    never_seen = video("=", "/v/new.mp4") | {"size": None, "missing": "not_found"}
+    plan = make_plan(listed([gone, never_seen]), ledger_shards(lake), Config(), HASH)
+    assert told(plan) == [("=", None, 1)]
+    assert plan.why_skipped == {"unreachable": 1}
 
 
 def test_a_plan_in_parts_on_disk_is_the_same(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake import commit, compaction, order
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, time_weighted_scores
 from emolake.pipeline.lake.compaction import compact
+from emolake.pipeline.lake.forgetting import begin
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
 from emolake.pipeline.lake.ledger import (
@@ -23,9 +24,15 @@ from emolake.pipeline.lake.ledger import (
     video_states,
 )
 from emolake.pipeline.lake.order import new_commit_id
-from emolake.pipeline.lake.reading import FilesChanged, read_annotations, read_tracks, stream
+from emolake.pipeline.lake.reading import (
+    FilesChanged,
+    Snapshot,
+    read_annotations,
+    read_tracks,
+    stream,
+)
 from emolake.pipeline.lake.recovery import recover
-from emolake.pipeline.lake.schema import TABLES
+from emolake.pipeline.lake.schema import TABLES, VIDEOS
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.traffic import ours
 
@@ -461,3 +468,21 @@ def test_a_stream_is_what_was_read_whole_and_says_where_files_went(tmp_path) -> 
     compact(lake, the_next, 1 << 20)
     with pytest.raises(FilesChanged):
         late.read_all()
+
+
+def test_a_ledger_file_whose_place_was_taken_is_not_read_as_one_without_rows(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a")], RUN, no_fence)
+    before = Snapshot.of(lake)
+    (file,) = lake.files(LEDGER)
+    lake.write_table(file.path, VIDEOS.empty_table())
+    with pytest.raises(FilesChanged):
+        list(before.tables(LEDGER))
+
+
+def test_a_rewriting_takes_no_place_of_what_it_has_taken_away_itself(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a"), segment("b")], RUN, no_fence)
+    begin(lake, {"/v/a.mp4"}, the_next)
+    recover(lake, the_next)
+    assert len(files(lake)) == 3
