@@ -110,7 +110,7 @@ def _run(
             if not model.config.trained:
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
-        _annotate(setting, run, record, plan, fence, progress)
+        _annotate(setting, run, record, plan, ledger, fence, progress)
         ledger = recover(setting.lake, fence, own=True)
     else:
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
@@ -124,6 +124,7 @@ def _annotate(
     run: RunStamp,
     record: dict[str, Any],
     plan: Plan,
+    ledger: Shards,
     fence: Fence,
     progress: Progress,
 ) -> None:
@@ -146,7 +147,7 @@ def _annotate(
             progress.say(shortage)
         record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
         if not setting.asked.reprocess:
-            refuse_other_precision(setting.lake, record)
+            refuse_other_precision(setting.lake, ledger, record)
         # Before the first row: those of a run that is killed have a record as well.
         write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
         metrics = RunMetrics(run.run_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,12 @@ from emolake.pipeline.lake.schema import TABLES, sort_keys
 from emolake.pipeline.storage.files import (
     PARTIAL_SUFFIX,
     Storage,
+    abort_upload,
     create_exclusively,
     is_local,
     remove_all,
     speaking_os_errors,
+    unfinished_uploads,
     write_whole,
 )
 from emolake.pipeline.storage.traffic import count
@@ -34,8 +36,9 @@ FORGOTTEN = "_forgotten"
 _ROW_GROUP = 128 * 1024
 _DATA_FILE = re.compile(
     r"/(?P<table>annotations|tracks|videos)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
-    r"(?P<commit_id>[^/.][^/]*)\.parquet$"
+    r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{8,}(-[0-9a-f]+)*)\.parquet$"
 )
+"""By its name a file is ours, and nobody else's is read or removed."""
 _PARTIAL = re.compile(
     r"/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX) + "$"
 )
@@ -102,6 +105,15 @@ class Lake:
             for path in self.fs.find(self.path(table))
             if (match := _PARTIAL.search(path)) is not None
         ]
+
+    def abort_uploads(self, dead: Callable[[str], bool]) -> None:
+        """Gives up what was to be a file of some commits and came only half to an S3 store, where it is
+        invisible and billed. dead: by commit id."""
+        for table in TABLES:
+            for path, upload_id in unfinished_uploads(self.fs, self.path(table)):
+                match = _DATA_FILE.search("/" + path)
+                if match is not None and dead(match["commit_id"]):
+                    abort_upload(self.fs, path, upload_id)
 
     def write_table(self, path: str, table: pa.Table) -> None:
         """Writes one Parquet file, zstd, that appears whole. table: in the order of its sort keys.

@@ -19,7 +19,7 @@ _SLIM = pa.schema(
     VIDEOS.field(name)
     for name in (
         *("video_id", "uri", "segment", "n_segments", "state", "reason", "attempt"),
-        *("config_hash", "commit_id", "finished_at", "lease", "n_tracks", "n_windows"),
+        *("config_hash", "commit_id", "finished_at", "lease", "n_tracks", "n_windows", "run_id"),
     )
 )
 

@@ -6,16 +6,18 @@ import json
 from contextlib import suppress
 from typing import Any
 
+import pyarrow.compute as pc
+
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.layout import RUNS, Lake
 from emolake.pipeline.storage.files import exists, write_whole
+from emolake.pipeline.storage.shards import Shards
 
 
-def read_runs(lake: Lake, *, all_of_them: bool = False) -> list[dict[str, Any]]:
-    """The run.json of each run that ended, the last first; also of those that go on or were killed
-    (`finished_at` is null) with `all_of_them`."""
+def read_runs(lake: Lake) -> list[dict[str, Any]]:
+    """The run.json of each run that ended, the last first."""
     runs = [json.loads(lake.fs.cat_file(path)) for path in run_records(lake)]
-    told = [run for run in runs if all_of_them or run.get("finished_at")]
+    told = [run for run in runs if run.get("finished_at")]
     return sorted(told, key=lambda run: str(run.get("finished_at")), reverse=True)
 
 
@@ -54,16 +56,19 @@ def refuse_other_run(lake: Lake, run_id: str, config_hash: str) -> None:
         )
 
 
-def refuse_other_precision(lake: Lake, record: dict[str, Any]) -> None:
-    """UserError where the last run of the same configuration computed in another precision: on a GPU, say,
-    where none was chosen, and this run has none."""
-    alike = [
-        run
-        for run in read_runs(lake, all_of_them=True)
-        if run.get("config_hash") == record["config_hash"] and run.get("precision")
-    ]
-    last = max(alike, key=lambda run: str(run.get("started_at")), default=record)
-    if last["precision"] != record["precision"]:
+def refuse_other_precision(lake: Lake, ledger: Shards, record: dict[str, Any]) -> None:
+    """UserError where the newest rows of the same configuration were computed in another precision: on a
+    GPU, say, where none was chosen, and this run has none. ledger: see `ledger_shards`."""
+    newest = (-1, "")
+    for rows in ledger.parts():
+        alike = rows.filter(pc.equal(rows["config_hash"], record["config_hash"]))
+        for lease, run_id in zip(*(alike[n].to_pylist() for n in ("lease", "run_id")), strict=True):
+            newest = max(newest, (lease or 0, run_id))
+    path = _path(lake, newest[1])
+    if not newest[1] or not exists(lake.fs, path):
+        return
+    last = json.loads(lake.fs.cat_file(path))
+    if last.get("precision", record["precision"]) != record["precision"]:
         raise UserError(
             f"run {last['run_id']} computed the rows of this output in {last['precision']}, this one would "
             f"in {record['precision']}; run it on the same kind of machine, or choose annotator.precision "

@@ -254,7 +254,7 @@ def remove_all(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
     if is_local(fs):
         for path in paths:
             Path(path).unlink(missing_ok=True)
-    elif isinstance(fs.protocol, tuple) and fs.protocol[0] in _S3:
+    elif _is_s3(fs):
         for at in range(0, len(paths), _REMOVED_TOGETHER):
             _remove_of_s3(fs, paths[at : at + _REMOVED_TOGETHER])
     else:
@@ -287,6 +287,38 @@ def _remove_of_s3(fs: fsspec.AbstractFileSystem, paths: list[str]) -> None:
 
 
 _REMOVALS = 3
+
+
+def _is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(fs.protocol, tuple) and fs.protocol[0] in _S3
+
+
+def unfinished_uploads(fs: fsspec.AbstractFileSystem, prefix: str) -> Iterator[tuple[str, str]]:
+    """Path and id of each multipart upload below a prefix of S3 that was begun and not ended; none where a
+    store does not tell."""
+    if not _is_s3(fs):
+        return
+    bucket, key, _ = fs.split_path(prefix)
+    at: dict[str, str] = {}
+    while True:
+        try:
+            with os_errors():
+                told = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/", **at)
+        except OSError:
+            return
+        for upload in told.get("Uploads", []):
+            yield f"{bucket}/{upload['Key']}", upload["UploadId"]
+        if not told.get("IsTruncated"):
+            return
+        at = {name: told[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker")}
+
+
+def abort_upload(fs: fsspec.AbstractFileSystem, path: str, upload_id: str) -> None:
+    bucket, key, _ = fs.split_path(path)
+    with suppress(FileNotFoundError), os_errors():
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
+
+
 _REMOVED_TOGETHER = 1000
 _CONFLICTS = 8
 
