@@ -3,9 +3,10 @@ window is lost."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -15,8 +16,26 @@ Result = TypeVar("Result")
 
 CPU_SIZE = 16
 LARGEST = 128
+_OFTEN, _GRAPHS = 2, 4
 _SHARE = 0.85
 """Of the device's memory; what is left is for fragments and for whoever shares it."""
+
+
+class CompiledWhereItPays(Generic[Result]):
+    """A function of tensors, compiled for the shapes that come again and again. Sizes that are passed through
+    while a micro-batch grows, and windows of an odd length, are not worth a minute of compilation each, and
+    torch stops at eight."""
+
+    def __init__(self, function: Callable[..., Result]) -> None:
+        self._plain = function
+        self._compiled: Callable[..., Result] = torch.compile(function, dynamic=False)
+        self._seen = Counter[tuple[torch.Size, ...]]()
+
+    def __call__(self, *tensors: torch.Tensor) -> Result:
+        shapes = tuple(tensor.shape for tensor in tensors)
+        self._seen[shapes] += 1
+        often = [of for of, times in self._seen.items() if times > _OFTEN][:_GRAPHS]
+        return self._compiled(*tensors) if shapes in often else self._plain(*tensors)
 
 
 class Memory(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emolake.pipeline.annotators.answers import by_answer
 from emolake.pipeline.annotators.base import Annotation, WindowInput
-from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.annotators.batches import CompiledWhereItPays, MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
 from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
@@ -84,7 +84,7 @@ class EmoLlamaAnnotator:
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
         self.encode = loaded.network.encode_frames
         if config.compile:
-            self.encode = torch.compile(self.encode, dynamic=False)
+            self.encode = CompiledWhereItPays(self.encode)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
         out: list[Annotation | None] = [None] * len(windows)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.align import CropSpec
@@ -127,6 +127,15 @@ class EmoLlamaConfig(ModelConfig):
     context_token: bool = True  # False only to measure what it brings
     attributes: bool = False  # whether it was tuned with age, gender and race in the prompt
     transcript: bool = False  # whether it was tuned with what is said in the prompt
+
+    @model_validator(mode="after")
+    def _grid_is_square(self) -> Self:
+        if self.compress_type != "mean" and self.vision.kind == "eva_vit" and self.vision.grid % 2:
+            raise ValueError(
+                f"{self.vision.grid} patches a side and a class token, which LLaMA-VID keeps then, are no "
+                f"square for compress_type {self.compress_type}"
+            )
+        return self
 
     @property
     def crop(self) -> CropSpec:

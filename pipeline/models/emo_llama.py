@@ -62,7 +62,7 @@ class EmoLlama(nn.Module):
     def encode_frames(self, pixel_values: Tensor, question_ids: Tensor) -> EncodedFrames:
         """pixel_values (N, 3, H, W) normalised, question_ids (n,) for the Q-Former."""
         features = self.vision(pixel_values)
-        patches = features[:, 1:]
+        patches = features[:, 1:] if self._drops_class_token(features) else features
         if not self.config.context_token:
             return EncodedFrames(features, features[:, :0], self._content(patches))
         n = len(features)
@@ -74,6 +74,10 @@ class EmoLlama(nn.Module):
         ).last_hidden_state[:, : queries.shape[1]]
         tokens = torch.cat([self._context(output, patches), self._content(patches)], dim=1)
         return EncodedFrames(features, output, tokens)
+
+    def _drops_class_token(self, features: Tensor) -> bool:
+        """LLaMA-VID does where the tower gives an odd number of tokens, as that of 224 pixels: 257."""
+        return self.config.vision.kind != "eva_vit" or features.shape[1] % 2 == 1
 
     def _context(self, qformer_output: Tensor, patches: Tensor) -> Tensor:
         """LLaMA-VID's context attention: text-guided queries pool the patches to one token."""

@@ -170,6 +170,25 @@ def test_the_order_of_frames_matters_to_face_info(model: EmoLlama) -> None:
     assert (forward - backward).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(("size", "seen"), [(28, 4), (42, 10)])
+def test_the_class_token_is_dropped_of_an_odd_number_of_tokens_alone(size: int, seen: int) -> None:
+    config = small_config()
+    vision = VisionConfig(
+        image_size=size, patch_size=14, width=32, depth=1, heads=2, mlp_hidden=64
+    )  # fmt: skip
+    model = EmoLlama(config.model_copy(update={"vision": vision, "face_info": None}))
+    given = []
+    model.key_projection.register_forward_hook(lambda _, inputs, __: given.append(inputs[0].shape))
+    model.encode_frames(torch.zeros(1, 3, size, size), torch.ones(3, dtype=torch.long))
+    assert given[0][1] == seen
+
+
+def test_a_grid_of_tokens_needs_patches_that_make_one() -> None:
+    told = {"vision": {"image_size": 70, "patch_size": 14}, "compress_type": "grid:2"}
+    with pytest.raises(ValueError, match="no square"):
+        EmoLlamaConfig.model_validate(told)
+
+
 def test_without_face_info_the_model_is_llama_vid() -> None:
     plain = EmoLlama(small_config(face_info=None))
     frames = torch.randn(1, 3, 2, 32)
