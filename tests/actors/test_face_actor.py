@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from emolake.actors import face_child
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
-from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
+from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner, _as_json
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import segment_rows
 from emolake.pipeline.errors import JobFailed
@@ -143,6 +145,30 @@ def test_a_header_that_promises_a_century_is_not_believed() -> None:
     assert row["n_segments"] == 1
     hour = VideoInfo(3600.0, 25.0, 64, 48, "h264")
     assert len(segment_rows(video, hour, DecodeConfig())) == 12
+
+
+def test_more_crops_than_memory_holds_are_a_reason_and_no_crash(
+    demo_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = SegmentPlanner(settings())
+    segments = planner(videos(demo_videos / "portrait.mp4"))
+    (segment,) = segments.to_pylist()
+    worker = face_child._Worker(json.loads(settings().message(finds_faces=True)))
+    real, sizes = face_child._as_arrow, []
+
+    def holds_little(row: dict[str, Any]) -> bytes:
+        sizes.append(len(row["windows"]))
+        if row["windows"]:
+            raise pa.ArrowMemoryError("malloc of 2147483648 bytes failed")
+        return real(row)
+
+    monkeypatch.setattr(face_child, "_as_arrow", holds_little)
+    answer = worker.answer({"faces": _as_json(segment)})
+    (row,) = pa.ipc.open_stream(answer).read_all().to_pylist()
+    assert sizes[0] > 0
+    assert (row["failed"], row["reason"]) == (True, "out_of_memory")
+    assert row["detail"].endswith("lower decode.segment_seconds")
+    assert row["face_seconds"] > 0
 
 
 def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> None:
