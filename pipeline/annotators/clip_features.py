@@ -7,6 +7,8 @@ clip has no sound, the feature is zeros, as the reference fills in what is missi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.encoding import decode_crop
 
 _LAYERS = 4
 _FEWEST_SAMPLES = 400  # HuBERT's first receptive field
+
+
+Clip = tuple[list[bytes], list[bytes], NDArray[np.int16] | None]
+"""Encoded face crops, encoded whole frames, and the sound of one clip."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What can be made ready without the device. counts: faces of each clip; faces (N, S, S, 3) and frames
+    (B * F, S, S, 3) uint8 of all of them, None where nobody reads them."""
+
+    counts: list[int]
+    faces: Tensor | None
+    frames: Tensor | None
+    sounds: list[NDArray[np.int16] | None]
 
 
 class ClipEncoders:
@@ -40,40 +57,54 @@ class ClipEncoders:
         self._clip = _Encoder("video_mae", video_mae, "VideoMAEModel", dim, device)
         self._audio = _Encoder("audio_encoder", audio, "HubertModel", dim, device)
 
+    def prepared(self, clips: Sequence[Clip]) -> Clips:
+        faces = [face for of_clip, _, _ in clips for face in of_clip]
+        chosen = [frames[k] for _, frames, _ in clips for k in self._spread(len(frames))]
+        return Clips(
+            counts=[len(of_clip) for of_clip, _, _ in clips],
+            faces=None if self._face.model is None else self._face.decoded(faces),
+            frames=None if self._clip.model is None else self._clip.decoded(chosen),
+            sounds=[sound for _, _, sound in clips],
+        )
+
+    def _spread(self, count: int) -> list[int]:
+        """Which of so many frames the clip's encoder sees."""
+        if self._clip.model is None:
+            return []
+        wanted: int = self._clip.model.config.num_frames
+        chosen: list[int] = np.linspace(0, count - 1, wanted).round().astype(int).tolist()
+        return chosen
+
     @torch.inference_mode()
-    def __call__(
-        self, faces: list[bytes], frames: list[bytes], sound: NDArray[np.int16] | None
-    ) -> Tensor:
-        """Encoded face crops and whole frames of one clip, and its sound -> (3, dim) float32."""
-        return torch.stack([self._of_faces(faces), self._of_clip(frames), self._of_sound(sound)])
+    def __call__(self, clips: Clips) -> Tensor:
+        """(B, 3, dim) float32: of the faces, of the frames and of the sound."""
+        sounds = torch.stack([self._of_sound(sound) for sound in clips.sounds])
+        return torch.stack([self._of_faces(clips), self._of_frames(clips), sounds], dim=1)
 
-    def _of_faces(self, faces: list[bytes]) -> Tensor:
-        model = self._face.model
-        if model is None:
-            return self._nothing()
-        hidden = model(pixel_values=self._face.pictures(faces)).last_hidden_state
-        return hidden[:, 0].mean(0).float()
+    def _of_faces(self, clips: Clips) -> Tensor:
+        if clips.faces is None:
+            return self._nothing(len(clips.counts))
+        hidden = self._face.model(pixel_values=self._face.pixels(clips.faces)).last_hidden_state
+        return torch.stack([of.mean(0) for of in hidden[:, 0].split(clips.counts)]).float()
 
-    def _of_clip(self, frames: list[bytes]) -> Tensor:
-        model = self._clip.model
-        if model is None:
-            return self._nothing()
-        wanted = model.config.num_frames
-        chosen = np.linspace(0, len(frames) - 1, wanted).round().astype(int)
-        pixels = self._clip.pictures([frames[k] for k in chosen])
-        return model(pixel_values=pixels[None]).last_hidden_state[0].mean(0).float()
+    def _of_frames(self, clips: Clips) -> Tensor:
+        if clips.frames is None:
+            return self._nothing(len(clips.counts))
+        pixels = self._clip.pixels(clips.frames).unflatten(0, (len(clips.counts), -1))
+        hidden: Tensor = self._clip.model(pixel_values=pixels).last_hidden_state
+        return hidden.mean(1).float()
 
     def _of_sound(self, sound: NDArray[np.int16] | None) -> Tensor:
         model = self._audio.model
         if model is None or sound is None or len(sound) < _FEWEST_SAMPLES:
-            return self._nothing()
+            return self._nothing(1)[0]
         wave = torch.from_numpy(sound.astype(np.float32) / 32768).to(self.device)
         wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
         hidden = model(wave[None], output_hidden_states=True).hidden_states
         return torch.stack(hidden[-_LAYERS:]).sum(0)[0].mean(0).float()
 
-    def _nothing(self) -> Tensor:
-        return torch.zeros(self.dim, device=self.device)
+    def _nothing(self, count: int) -> Tensor:
+        return torch.zeros(count, self.dim, device=self.device)
 
 
 class _Encoder:
@@ -119,9 +150,13 @@ class _Encoder:
         self._normalise = Normaliser([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], device)
         self._device = device
 
-    def pictures(self, encoded: list[bytes]) -> Tensor:
-        """(N, 3, S, S) float32, normalised; S is the model's."""
-        pixels = stacked([decode_crop(data) for data in encoded], self._device)
+    def decoded(self, encoded: list[bytes]) -> Tensor:
+        """(N, H, W, 3) uint8."""
+        return for_device(np.stack([decode_crop(data) for data in encoded]), self._device)
+
+    def pixels(self, pictures: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, S, S) float32, normalised; S is the model's."""
+        pixels = on_device(pictures, self._device)
         size = self.model.config.image_size
         if pixels.shape[-1] != size:
             pixels = torch.nn.functional.interpolate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ from emolake.pipeline.annotators.answers import by_answer, read_action_units
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
-from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.encoding import decode_crop
@@ -32,6 +33,14 @@ from emolake.pipeline.video.frame import Frame
 EMOTION_QUESTION = "What is the emotion of this face?"
 ACTION_UNIT_QUESTION = "In this face, what are the discernible action units?"
 _LANDMARK_SIDE = 192
+
+
+@dataclass(frozen=True)
+class Faces:
+    """What can be made ready without the device. pixels: (B, S, S, 3) uint8; landmarks: (B, L) float32."""
+
+    pixels: Tensor
+    landmarks: Tensor
 
 
 class EmolaAnnotator:
@@ -57,22 +66,28 @@ class EmolaAnnotator:
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
 
     def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
-        return list(self.batches.run(windows, list, self._forward))
+        return list(self.batches.run(windows, self.prepared, self.forward))
+
+    def prepared(self, batch: Sequence[WindowInput]) -> Faces:
+        pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
+        return Faces(
+            pixels=for_device(np.stack(pictures), self.device),
+            landmarks=for_device(self.landmarks(pictures), self.device),
+        )
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
+    def forward(self, given: Faces) -> list[Annotation]:
         with computing(self.options.precision, self.device):
-            return self._told_of(batch)
+            return self._told_of(given)
 
-    def _told_of(self, batch: Sequence[WindowInput]) -> list[Annotation]:
-        pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
-        pixels = self.normalise(stacked(pictures, self.device))
-        features = torch.from_numpy(self.landmarks(pictures)).to(self.device)
+    def _told_of(self, given: Faces) -> list[Annotation]:
+        pixels = self.normalise(on_device(given.pixels, self.device))
+        features = given.landmarks.to(self.device, non_blocking=True)
         visual = self.network.visual_tokens(pixels, features)
         prefill = self._read(self.emotion_ids, visual)
         scores = self.language.scores(prefill, self.trie, self.config.temperature)
-        answers: list[str | None] = [None] * len(batch)
-        units: list[list[str] | None] = [None] * len(batch)
+        answers: list[str | None] = [None] * len(scores)
+        units: list[list[str] | None] = [None] * len(scores)
         if self.options.describe or self.options.read_answer:
             answers = list(self.language.written(prefill))
         if self.options.action_units:
@@ -120,18 +135,21 @@ class LandmarkNetwork:
             raise UserError(
                 f"annotator.landmark_network {path} is no ONNX model: {in_a_line(error, 200)}"
             ) from None
-        self._input = self._session.get_inputs()[0].name
+        given = self._session.get_inputs()[0]
+        self._input = given.name
+        self._takes_many = not isinstance(given.shape[0], int)
         self._dim = dim
 
     def __call__(self, pictures: list[Frame]) -> NDArray[np.float32]:
         """N RGB pictures of a face -> (N, dim) float32. As published: 192 x 192, BGR, 0..1."""
         side = (_LANDMARK_SIDE, _LANDMARK_SIDE)
-        rows = []
-        for picture in pictures:
-            bgr = cv2.cvtColor(cv2.resize(picture, side), cv2.COLOR_RGB2BGR)
-            blob = (bgr.astype(np.float32) / 255).transpose(2, 0, 1)[None]
-            rows.append(np.asarray(self._session.run(None, {self._input: blob})[0]).reshape(-1))
-        features = np.stack(rows).astype(np.float32)
+        small = [cv2.cvtColor(cv2.resize(p, side), cv2.COLOR_RGB2BGR) for p in pictures]
+        blobs = (np.stack(small).astype(np.float32) / 255).transpose(0, 3, 1, 2)
+        answers = [
+            np.asarray(self._session.run(None, {self._input: part})[0]).reshape(len(part), -1)
+            for part in np.array_split(blobs, 1 if self._takes_many else len(blobs))
+        ]
+        features = np.concatenate(answers).astype(np.float32)
         if features.shape[1] != self._dim:
             raise ValueError(
                 f"annotator.landmark_network gives {features.shape[1]} values, the model reads {self._dim}"

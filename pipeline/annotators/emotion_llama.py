@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from emolake.pipeline.annotators.answers import by_answer
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
-from emolake.pipeline.annotators.clip_features import ClipEncoders
+from emolake.pipeline.annotators.clip_features import ClipEncoders, Clips
 from emolake.pipeline.annotators.language_side import LanguageSide
-from emolake.pipeline.annotators.pixels import Normaliser, stacked
+from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set, spelled
@@ -26,6 +28,15 @@ from emolake.pipeline.models.scoring import LabelTrie, Prefill
 _BEFORE = "[INST] <video>"
 _BETWEEN = "</video> <feature>"
 _LONGEST_TRANSCRIPT = 256  # tokens; a window of seconds says less
+
+
+@dataclass(frozen=True)
+class Given:
+    """What can be made ready without the device. pixels: (B, S, S, 3) uint8."""
+
+    windows: Sequence[WindowInput]
+    pixels: Tensor
+    clips: Clips
 
 
 class EmotionLlamaAnnotator:
@@ -76,21 +87,32 @@ class EmotionLlamaAnnotator:
         for i, window in enumerate(windows):
             groups.setdefault(len(self._after(window, self._emotion)), []).append(i)
         for members in groups.values():
-            made = self.batches.run([windows[i] for i in members], list, self._forward)
+            made = self.batches.run([windows[i] for i in members], self.prepared, self.forward)
             for i, annotation in zip(members, made, strict=True):
                 out[i] = annotation
         return [annotation for annotation in out if annotation is not None]
 
+    def prepared(self, batch: Sequence[WindowInput]) -> Given:
+        pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
+        faces, clip = self.config.faces, self.config.clip
+        return Given(
+            windows=batch,
+            pixels=for_device(np.stack(pictures), self.device),
+            clips=self.encoders.prepared(
+                [(w.crops[faces].pictures, w.frames[clip], w.sound) for w in batch]
+            ),
+        )
+
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[WindowInput]) -> list[Annotation]:
+    def forward(self, given: Given) -> list[Annotation]:
         """Windows whose prompts are equally long."""
         with computing(self.options.precision, self.device):
-            return self._told_of(batch)
+            return self._told_of(given)
 
-    def _told_of(self, batch: Sequence[WindowInput]) -> list[Annotation]:
-        pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
-        pixels = self.normalise(stacked(pictures, self.device))
-        features = torch.stack([self._features(window) for window in batch])
+    def _told_of(self, given: Given) -> list[Annotation]:
+        batch = given.windows
+        pixels = self.normalise(on_device(given.pixels, self.device))
+        features = self.encoders(given.clips)
         tokens = self.network.multimodal_tokens(pixels, features)
         prefill = self._read(batch, self._emotion, tokens)
         scores = self.language.scores(prefill, self.trie, self.config.temperature)
@@ -115,10 +137,6 @@ class EmotionLlamaAnnotator:
                 )
             )
         return made
-
-    def _features(self, window: WindowInput) -> Tensor:
-        faces = window.crops[self.config.faces].pictures
-        return self.encoders(faces, window.frames[self.config.clip], window.sound)
 
     def _read(self, batch: Sequence[WindowInput], task: str, tokens: Tensor) -> Prefill:
         after = torch.stack([self._ids(self._after(window, task)) for window in batch])

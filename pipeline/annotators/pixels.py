@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from emolake.pipeline.video.frame import Frame
 
 
 def for_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -22,11 +19,6 @@ def for_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def on_device(pictures: Tensor, device: torch.device) -> Tensor:
     """N RGB pictures (N, S, S, 3) uint8 -> (N, 3, S, S) float32, 0 to 255; bytes travel, not floats."""
     return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-
-
-def stacked(pictures: Sequence[Frame], device: torch.device) -> Tensor:
-    """N RGB pictures (S, S, 3) uint8 -> (N, 3, S, S) float32, 0 to 255."""
-    return on_device(for_device(np.stack(pictures), device), device)
 
 
 class Normaliser:

@@ -1,5 +1,6 @@
 """The sister systems as annotators: what they read, what they give, and what batches may not change."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,22 @@ def test_emotion_llama_reads_every_part_of_a_clip(emotion_llama) -> None:
     for part, change in changed.items():
         other = annotator.annotate([clip(needs, **change)])[0]
         assert other.scores != first.scores, part
+
+
+def test_emotion_llamas_encoders_of_pictures_see_all_clips_of_a_batch_at_once(
+    emotion_llama,
+) -> None:
+    model, options = emotion_llama
+    annotator = load_annotator(str(model), options.model_copy(update={"micro_batch": 4}), "cpu")
+    clips = [clip(annotator.needs, transcript=said) for said in ("a surprise", "a surprise", None)]
+    alone = [annotator.annotate([one])[0] for one in clips]
+    passes: Counter[str] = Counter()
+    for name in ("_face", "_clip"):
+        encoder = getattr(annotator.encoders, name).model
+        encoder.register_forward_hook(lambda *_, name=name: passes.update([name]))
+    for together, one in zip(annotator.annotate(clips), alone, strict=True):
+        assert_close(together, one)
+    assert passes == {"_face": 2, "_clip": 2}, "prompts of two lengths"
 
 
 def test_emotion_llama_says_what_a_clip_had_not(emotion_llama) -> None:
