@@ -7,6 +7,7 @@ import resource
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _ANSWER_TOKENS = 8
 """What a model that never stops is allowed to write; a label and its stop take two to four."""
 _WINDOWS = {"tiny": 64, "100m": 16, "7b": 64}
 _BATCH = 16
+_CEILING_SECONDS = 5.0
 
 
 def bench_annotate(_clips: list[Path], _scratch: Path, options: Namespace) -> Iterator[Measurement]:
@@ -216,10 +218,19 @@ def _ceiling(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product: what the device can do, and models hardly ever do."""
     import torch
 
-    side = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, precision)) for _ in "ab")
-    with torch.inference_mode():
-        return _rate(lambda: [a @ b for _ in range(4)], 4) * 2 * side**3
+    largest, side, rate = 8192 if device == "cuda" else 2048, 256, 0.0
+    # A CPU may have no instructions for a precision: a large product of it would take minutes there.
+    while side <= largest and (not rate or 16 * side**3 / rate < _CEILING_SECONDS):
+        a, b = (torch.randn(side, side, device=device).to(getattr(torch, precision)) for _ in "ab")
+        with torch.inference_mode():
+            rate = max(rate, _rate(partial(_products, a, b), 4) * 2 * side**3)
+        side *= 2
+    return rate
+
+
+def _products(a: Any, b: Any) -> None:
+    for _ in range(4):
+        a @ b
 
 
 def _peak_gb(device: str) -> float:

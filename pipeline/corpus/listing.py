@@ -23,7 +23,7 @@ from emolake.pipeline.config import CORPUS_NAME
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
-from emolake.pipeline.storage.files import Storage, canonical, is_local, unsigned
+from emolake.pipeline.storage.files import Storage, canonical, has_protocol, is_local, unsigned
 
 VIDEO_SUFFIXES = frozenset(
     {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
@@ -274,6 +274,8 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     """A named video; where it cannot be reached its `missing` says why. UserError where no storage of that
     kind can be had."""
     named = canonical(uri)
+    if not has_protocol(uri):
+        return Video(named, None, "", missing="not_found", **extra)
     fs, path = storage.locate(uri)
     try:
         info = fs.info(path)

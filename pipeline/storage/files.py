@@ -84,17 +84,25 @@ def _protocol(uri: str) -> str:
     return str(fsspec.utils.get_protocol(uri))
 
 
+def has_protocol(uri: str) -> bool:
+    """Whether there is such a protocol. UserError where there is, and what reads it is not installed."""
+    try:
+        fsspec.get_filesystem_class(_protocol(uri))
+    except ValueError:
+        return False
+    except ImportError as error:
+        raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
+    return True
+
+
 def canonical(uri: str) -> str:
     """The one spelling of a video's name: local files by their absolute path without `..`, all others with
-    their protocol's first name; unsigned. UserError where there is no such protocol."""
-    if _CHAINED.search(uri):
+    their protocol's first name; unsigned. UserError where what reads its protocol is not installed."""
+    if _CHAINED.search(uri) or not has_protocol(uri):
         return unsigned(uri)
     protocol = _protocol(uri)
-    try:
-        system = fsspec.get_filesystem_class(protocol)
-        path = str(system._strip_protocol(uri))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
+    system = fsspec.get_filesystem_class(protocol)
+    path = str(system._strip_protocol(uri))
     if issubclass(system, LocalFileSystem):
         return posixpath.normpath(path)
     name = system.protocol if isinstance(system.protocol, str) else system.protocol[0]

@@ -87,9 +87,8 @@ def train(faces: Examples, folder: Path, stop_after: int | None = None) -> float
     torch.manual_seed(0)
     torch.set_num_threads(1)
     stage = StageConfig(
-        name="stem", trains="stem", epochs=10, batch_size=50, class_balance=1, warmup_steps=5,
-        learning_rate=3e-3,
-        ema_decay=0.9, precision="float32", checkpoint_steps=4,
+        name="stem", trains="stem", epochs=8, batch_size=20, class_balance=1, warmup_steps=5,
+        learning_rate=2e-3, label_smoothing=0.0, ema_decay=0.9, precision="float32", checkpoint_steps=4,
     )  # fmt: skip
     epochs = 0
 
