@@ -98,9 +98,9 @@ class _Worker:
             return _as_arrow(row)
         except (MemoryError, pa.ArrowException):
             # Its own crops may be more than the child may hold twice, or a column can.
-            told = f"{len(row['windows'])} windows of faces at once; lower decode.segment_seconds"
-            spent_s = row["face_seconds"]
-            return _as_arrow(without_faces(failed_segment(row, "out_of_memory", told), spent_s))
+            why = f"{len(row['windows'])} windows of faces at once; lower decode.segment_seconds"
+            failed = failed_segment(row, "out_of_memory", why)
+            return _as_arrow(without_faces(failed, row["face_seconds"]))
 
     def _probe(self, uri: str) -> Any:
         return probe(self._source(uri))

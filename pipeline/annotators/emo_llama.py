@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -21,7 +21,7 @@ from emolake.pipeline.faces.align import MIRRORED_POINTS
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.config import EmoLlamaConfig
-from emolake.pipeline.models.emo_llama import EmoLlama
+from emolake.pipeline.models.emo_llama import EmoLlama, EncodedFrames
 from emolake.pipeline.models.folder import LoadedModel, load_model
 from emolake.pipeline.models.precision import computing
 from emolake.pipeline.models.prompts import IMAGE_TOKEN, PromptTokens, Told
@@ -82,7 +82,7 @@ class EmoLlamaAnnotator:
         self.batches = MicroBatches(config.micro_batch, self.device, whole=config.compile)
         processor = loaded.config.processor
         self.normalise = Normaliser(processor.mean, processor.std, self.device)
-        self.encode = loaded.network.encode_frames
+        self.encode: Callable[..., EncodedFrames] = loaded.network.encode_frames
         if config.compile:
             self.encode = CompiledWhereItPays(self.encode)
 
