@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence
+from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES, sort_keys
@@ -78,10 +79,13 @@ def _merge(lake: Lake, group: list[Commit], ledger: Shards, fence: Fence) -> Non
     """One commit of many, or a few where their rows are too many to hold."""
     ids = pa.array([commit[LEDGER].commit_id for commit in group])
     rows = pa.concat_tables(
-        part.filter(pc.is_in(part["commit_id"], ids)) for part in ledger.parts()
+        part.rows.filter(pc.is_in(part.rows["commit_id"], ids)) for part in ledger_parts(ledger)
     )
-    # One without rows is the place of a dead writer's ledger file, which stays taken.
+    # One without rows is the place of a dead writer's ledger file, which stays taken. One with rows that do
+    # not count, or not yet, stays by itself: within a commit a segment is told by video and number alone.
     there = set(rows["commit_id"].to_pylist())
+    there -= set(rows.filter(pc.not_equal(rows["standing"], "live"))["commit_id"].to_pylist())
+    rows = rows.drop_columns("standing")
     group = [commit for commit in group if commit[LEDGER].commit_id in there]
     read = lake.read_tables(
         commit[name] for commit in group for name in DATA_TABLES if name in commit

@@ -14,9 +14,10 @@ from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
+from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_shards
-from emolake.pipeline.lake.reading import read_videos
+from emolake.pipeline.lake.reading import read_annotations, read_videos
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage import shards
@@ -99,6 +100,35 @@ def test_a_failure_that_may_pass_replaces_nothing_that_is_there(tmp_path: Path) 
     recover(lake, NoFence(number=5))
     assert live(lake) == [("a", 0, "failed"), ("b", 0, "annotated")], "what will not pass does"
     assert glob_keys(lake) == [("b", 0, 0)]
+
+
+def test_a_failure_that_may_pass_takes_nothing_with_it_where_commits_are_merged(
+    tmp_path: Path,
+) -> None:
+    lake = Lake.at(str(tmp_path), Storage())
+    commit_segments(lake, [segment("a"), segment("b")], STAMP, no_fence)
+    commit_segments(lake, [passing_failure("a"), segment("c")], STAMP, NoFence(number=2))
+    commit_segments(lake, [segment("d")], STAMP, NoFence(number=2))
+    compact(lake, NoFence(number=3), 1 << 20)
+    assert read_annotations(lake.uri).num_rows == 8
+    commit_segments(lake, [passing_failure("a")], STAMP, NoFence(number=4))
+    recover(lake, NoFence(number=5))
+    assert [row[:2] for row in live(lake)] == [(video, 0) for video in "abcd"]
+    assert read_annotations(lake.uri).num_rows == len(glob_keys(lake)) == 8
+
+
+def test_a_version_that_is_not_whole_takes_nothing_with_it_where_commits_are_merged(
+    tmp_path: Path,
+) -> None:
+    lake = Lake.at(str(tmp_path), Storage())
+    commit_segments(lake, [segment("a"), segment("b")], STAMP, no_fence)
+    commit_segments(lake, [segment("a", 0, of=2, windows=1)], STAMP, NoFence(number=2))
+    compact(lake, NoFence(number=3), 1 << 20)
+    assert read_annotations(lake.uri).num_rows == 4
+    commit_segments(lake, [segment("a", 1, of=2, windows=1)], STAMP, NoFence(number=4))
+    recover(lake, NoFence(number=5))
+    assert live(lake) == [("a", 0, "annotated"), ("a", 1, "annotated"), ("b", 0, "annotated")]
+    assert glob_keys(lake) == [("a", 0, 0), ("a", 1, 0), ("b", 0, 0), ("b", 0, 1)]
 
 
 def test_a_retry_knows_how_many_segments_there_are(lake: Lake) -> None:
