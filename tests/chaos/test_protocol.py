@@ -90,7 +90,9 @@ class Play:
         self.priority: dict[Actor, float] = {}
         self.names = itertools.count()
         self.ever_seen: dict[str, set[str]] = {LEDGER: set(), "annotations": set()}
-        self.failures = 0.1  # share of segments that fail for a reason that may pass
+        self.failures = self.random.choice(
+            (0.0, 0.1, 0.5)
+        )  # share of segments that fail for a reason that may pass
         self.newest: dict[str, int] = {}
         self.to_forget: set[str] = set()
         self._told: tuple[set[str], list[dict]] = (set(), [])
