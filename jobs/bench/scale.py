@@ -74,20 +74,13 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
     spent: dict[str, dict[int, _Spent]] = {}
     for count in (_FEW, _MANY):
         manifest, output = _archive(clip, scratch / f"archive-{count}", count)
-        page, catalog = scratch / "page.html", scratch / f"catalog-{count}.db"
+        page, catalog = scratch / "page.html", f"sqlite:///{scratch}/catalog-{count}.db"
         commands = {
             "plan": (*_COMMAND, "plan", manifest, "--output", output, "--json"),
             "status": (*_COMMAND, "status", output, "--json"),
             "report": (*_COMMAND, "report", output, "--html", str(page), "--json"),
             "a reader": (sys.executable, "-c", _READER, output),
-            "publish": (
-                *_COMMAND,
-                "publish",
-                output,
-                "--catalog",
-                f"sqlite:///{catalog}",
-                "--json",
-            ),
+            "publish": (*_COMMAND, "publish", output, "--catalog", catalog, "--json"),
         }
         for name, command in commands.items():
             spent.setdefault(name, {})[count] = _measured(*command)
@@ -97,11 +90,7 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
         compacting = _measured(*_COMMAND, "compact", output, "--json")
         spent.setdefault("compact", {})[count] = compacting
         rmtree(scratch / f"archive-{count}")
-    few, many = spent["plan"][_FEW], spent["plan"][_MANY]
-    yield more_is_better(
-        "planning 1,000,000 videos, 900,000 done / 100,000",
-        _MANY / many.seconds, _FEW / few.seconds, "videos/s", 0.5,
-    )  # fmt: skip
+    many = spent["plan"][_MANY]
     yield less_is_better(
         "first segment of the 1,000,000 / its plan alone", first.seconds, many.seconds, "s", 0.77
     )

@@ -155,8 +155,9 @@ def as_os_error(error: Exception) -> Exception:
     nothing is there."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError):
-        # fsspec's HTTP says so of whatever a server answers.
-        if cause is None or not _of_a_client(cause) or getattr(cause, "status", None) in _GONE:
+        # fsspec's HTTP says so of whatever a server answers; object stores' file systems know what they say.
+        web = cause is not None and _of_a_client(cause, frozenset({"aiohttp"}))
+        if not web or getattr(cause, "status", None) in _GONE:
             return error
         return OSError(f"{type(cause).__name__}: {in_a_line(cause, 300)}")
     if isinstance(error, OSError) or not _of_a_client(error):
@@ -165,8 +166,8 @@ def as_os_error(error: Exception) -> Exception:
     return FileNotFoundError(told) if getattr(error, "status", None) in _GONE else OSError(told)
 
 
-def _of_a_client(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)
+def _of_a_client(error: BaseException, clients: frozenset[str] = _CLIENTS) -> bool:
+    return any(kind.__module__.partition(".")[0] in clients for kind in type(error).__mro__)
 
 
 def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:

@@ -142,6 +142,19 @@ def test_what_is_not_there_is_not_found(server: str) -> None:
     assert stat_video(f"{server}/404", Storage()).missing == "not_found"
 
 
+def test_what_a_bucket_has_not_is_not_found_however_it_is_asked_for(s3: Any) -> None:
+    told = {"endpoint_url": s3.endpoint, "key": "k", "secret": "s"}
+    fs, path = Storage(told).locate(f"s3://{s3.bucket}/no/such/key")
+    for ask in (
+        fs.info,
+        fs.cat_file,
+        lambda p: fs.cat_file(p, start=0),
+        lambda p: fs.open(p, "rb"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            ask(path)
+
+
 def test_a_client_librarys_errors_are_those_of_the_system() -> None:
     away = EndpointConnectionError(endpoint_url="http://away?sig=f00")
     told = as_os_error(away)
