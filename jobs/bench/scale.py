@@ -44,6 +44,7 @@ _COMMAND = (sys.executable, "-m", "emolake.jobs")
 _FEW, _MANY = 100_000, 1_000_000
 _DONE = 0.9
 _A_COMMIT = 8  # videos
+_SECONDS = 4.0  # a video
 _OBJECTS = 100_000
 _COMMITS = 2000
 _ROUND_TRIP_S = 0.02  # of a request to an object store of the same region
@@ -109,14 +110,16 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
 
 
 def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
-    """A manifest of `count` videos, links to one clip, and an output in which nine tenths are done, eight
-    a commit."""
+    """A manifest of `count` videos, links to one of four seconds, and an output in which nine tenths are
+    done, eight a commit."""
     folder.mkdir()
     output, size = str(folder / "lake"), clip.stat().st_size
     uris = [str(folder / f"{k:07d}{clip.suffix}") for k in range(count)]
     done = int(count * _DONE)
+    film = folder / f"film{clip.suffix}"
+    loop_clip(clip, film, _SECONDS)
     for uri in uris[done:]:
-        Path(uri).symlink_to(clip.resolve())
+        Path(uri).symlink_to(film)
     commits = [uris[k : k + _A_COMMIT] for k in range(0, done, _A_COMMIT)]
     writing = partial(
         _committed, output=output, size=size, of_one=_one_video(folder / "one"),
@@ -137,7 +140,7 @@ def _committed(
     rows = [
         {
             "video_id": Video(uri, size, "1").video_id, "uri": uri, "size": size, "segment": 0,
-            "n_segments": 1, "state": "annotated", "duration_s": 4.0, "n_tracks": 1,
+            "n_segments": 1, "state": "annotated", "duration_s": _SECONDS, "n_tracks": 1,
             "n_windows": 2, "commit_id": commit, "run_id": "bench", "attempt": 1, "lease": 1,
             "config_hash": config_hash, "schema_version": 1, "finished_at": 1_700_000_000_000_000,
         }
@@ -203,12 +206,14 @@ def _measured(*command: str) -> _Spent:
 
 def _until_first_commit(manifest: str, output: str) -> _Spent:
     """A run until its first segment is in the lake; then it is ended."""
-    ledger = Path(output) / LEDGER
-    before = len(list(ledger.rglob("*.parquet")))
+    (before,) = (Path(output) / LEDGER).glob("corpus=*/date=*")
     started = time.monotonic()
     process = subprocess.Popen([*_COMMAND, "annotate", manifest, "--output", output, "--quiet"])
     try:
-        while len(list(ledger.rglob("*.parquet"))) == before:
+        # Today's folder alone is looked into: the other's files are too many to be counted beside the run.
+        while not any(
+            any(day.glob("*.parquet")) for day in before.parent.iterdir() if day != before
+        ):
             if process.poll() is not None:
                 raise RuntimeError(f"annotate ended with {process.returncode}")
             time.sleep(0.5)

@@ -24,7 +24,7 @@ from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
 from emolake.pipeline.lake.forgetting import remember
-from emolake.pipeline.lake.iceberg import open_catalog, publish
+from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
 from emolake.pipeline.lake.recovery import recover, tidy
@@ -56,6 +56,7 @@ def run(options: Options) -> int:
     iceberg, catalog = setting.config.iceberg, None
     if iceberg.catalog:
         catalog = open_catalog(iceberg.catalog, setting.lake, setting.storage.options)
+        check_tables(setting.lake, catalog, iceberg.namespace)
     started = datetime.now(UTC)
     run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
     try:
@@ -78,10 +79,11 @@ def run(options: Options) -> int:
         except OSError as error:
             raise JobFailed(setting.lake.cannot_write(error)) from error
         finally:
+            if sys.exception() is not None:
+                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300))
             lease.release()
             if sys.exception() is not None:
                 tidy(setting.lake, run_id)
-                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300))
     code = tell(options, result, _summary(result))
     failed, total = result["videos"]["failed"], result["videos"]["total"]
     tried = total - result["videos"]["skipped"]

@@ -8,8 +8,9 @@ from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.compaction import compact
-from emolake.pipeline.lake.layout import LEDGER, Lake
+from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.reading import refuse_unless_used
 from emolake.pipeline.storage.files import Storage, parse_options
 
 _MEGABYTE = 1 << 20
@@ -27,8 +28,7 @@ def run(options: Options) -> int:
     if options.target_mb < 1:
         raise UserError(f"--target-mb {options.target_mb} must be at least 1")
     try:
-        if not lake.files(LEDGER):
-            raise UserError(f"{lake.uri} holds no run; name the --output of an annotate")
+        refuse_unless_used(lake)
         started = time.monotonic()
         lease = Lease.acquire(lake, "compact")
         try:

@@ -7,7 +7,13 @@ from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.corpus.listing import is_manifest, named_uris, unicode_name, uris_of_manifest
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.forgetting import Forgotten, begin, blacken_runs, finish
-from emolake.pipeline.lake.iceberg import Published, has_warehouse, open_catalog, publish
+from emolake.pipeline.lake.iceberg import (
+    Published,
+    check_tables,
+    has_warehouse,
+    open_catalog,
+    publish,
+)
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.reading import refuse_unless_used, steady_ledger
@@ -37,14 +43,16 @@ def run(options: Options) -> int:
         refuse_unless_used(lake)
         uris = _named(lake, options.uri, storage)
         catalog = options.catalog and open_catalog(options.catalog, lake, storage.options)
-        if not catalog and has_warehouse(lake):
+        if catalog:
+            check_tables(lake, catalog, options.namespace, published=True)
+        elif has_warehouse(lake):
             raise UserError(
                 f"{lake.uri} has been published and holds tables of Iceberg too; name their --catalog"
             )
         lease = Lease.acquire(lake, "forget")
         try:
             record = begin(lake, uris, lease.fence)
-            blacken_runs(lake, uris)
+            blacken_runs(lake, uris, lease.fence)
             recover(lake, lease.fence, forgets=False)
             rows = erase(lake, lease.fence, uris)
             if catalog:

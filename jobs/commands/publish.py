@@ -7,7 +7,7 @@ from dataclasses import asdict
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import JobFailed
-from emolake.pipeline.lake.iceberg import open_catalog, publish
+from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.reading import refuse_unless_used
@@ -35,6 +35,7 @@ def run(options: Options) -> int:
     try:
         refuse_unless_used(lake)
         catalog = open_catalog(options.catalog, lake, storage.options)
+        check_tables(lake, catalog, options.namespace)
         lease = Lease.acquire(lake, "publish")
         try:
             last_run = next((str(run["run_id"]) for run in read_runs(lake)), "unknown")

@@ -236,26 +236,34 @@ def _manifest(
     `etag` are believed; every other video is looked up."""
     beside = _beside(posixpath.dirname(_uri(fs, path)))
 
-    def stat(row: dict[str, Any]) -> Video:
-        named = beside(str(row["uri"]))
-        uri = canonical(named)
+    def extra(row: dict[str, Any]) -> dict[str, Any]:
         transcript = row.get("transcript_uri")
-        extra: dict[str, Any] = {
+        return {
             "corpus": row.get("corpus"),
             "transcript_uri": beside(transcript) if transcript else None,
             "attributes": {k: str(row[k]) for k in ATTRIBUTES if row.get(k)},
         }
-        if row.get("etag") and row.get("size") is not None:
-            # Object stores tell etags in quotes, inventories of theirs do not.
-            etag = str(row["etag"]).strip('"')
-            version = f'"{etag}"' if "://" in uri else etag
-            signed = named if unsigned(named) != named else None
-            return Video(uri, int(row["size"]), version, signed_uri=signed, **extra)
-        return stat_video(named, storage, **extra)
+
+    def told(row: dict[str, Any]) -> Video | None:
+        if not row.get("etag") or row.get("size") is None:
+            return None
+        named = beside(str(row["uri"]))
+        uri = canonical(named)
+        # Object stores tell etags in quotes, inventories of theirs do not.
+        etag = str(row["etag"]).strip('"')
+        version = f'"{etag}"' if "://" in uri else etag
+        signed = named if unsigned(named) != named else None
+        return Video(uri, int(row["size"]), version, signed_uri=signed, **extra(row))
+
+    def looked_up(row: dict[str, Any]) -> Video:
+        return stat_video(beside(str(row["uri"])), storage, **extra(row))
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         for rows in _batches(read_manifest(name, fs, path)):
-            yield from pool.map(stat, rows)
+            videos = [told(row) for row in rows]
+            others = (row for row, video in zip(rows, videos, strict=True) if video is None)
+            answers = pool.map(looked_up, others)
+            yield from (video or next(answers) for video in videos)
 
 
 def _beside(folder: str) -> Callable[[str], str]:

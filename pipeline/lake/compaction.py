@@ -20,7 +20,7 @@ from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.recovery import recover
-from emolake.pipeline.lake.schema import TABLES, sort_keys
+from emolake.pipeline.lake.schema import TABLES, VIDEOS, sort_keys
 from emolake.pipeline.storage.shards import Shards
 
 _MERGED_BYTES = 1 << 30
@@ -43,8 +43,9 @@ def compact(lake: Lake, fence: Fence, target_bytes: int) -> Compacted:
     before = sum(len(lake.files(name)) for name in TABLES)
     ledger = recover(lake, fence, whole=True)
     with fence.held():
-        for group in list(_groups(lake, target_bytes)):
-            _merge(lake, group, ledger, fence)
+        groups = list(_groups(lake, target_bytes))
+        for group, rows in _with_rows(groups, ledger):
+            _merge(lake, group, rows, fence)
     return Compacted(before, sum(len(lake.files(name)) for name in TABLES))
 
 
@@ -75,17 +76,34 @@ def _groups(lake: Lake, target_bytes: int) -> Iterator[list[Commit]]:
             yield group
 
 
-def _merge(lake: Lake, group: list[Commit], ledger: Shards, fence: Fence) -> None:
-    """One commit of many, or a few where their rows are too many to hold."""
-    ids = pa.array([commit[LEDGER].commit_id for commit in group])
-    rows = pa.concat_tables(
-        part.rows.filter(pc.is_in(part.rows["commit_id"], ids)) for part in ledger_parts(ledger)
-    )
+def _with_rows(
+    groups: list[list[Commit]], ledger: Shards
+) -> Iterator[tuple[list[Commit], pa.Table]]:
+    """Groups with their rows of the ledger and how these stand; the ledger is dealt out once, however many
+    groups there are."""
+    of_commit = {
+        commit[LEDGER].commit_id: str(k) for k, group in enumerate(groups) for commit in group
+    }
+    schema = pa.schema([*VIDEOS, ("standing", pa.string()), ("group", pa.string())])
+    dealt = Shards(schema, "group")
+    for part in ledger_parts(ledger):
+        group = pa.array(map(of_commit.get, part.rows["commit_id"].to_pylist()), pa.string())
+        dealt.add(part.rows.append_column("group", group).filter(group.is_valid()))
+    for rows in dealt.parts():
+        rows = rows.sort_by("group")
+        at = 0
+        for told in pc.value_counts(rows["group"]).to_pylist():  # in order of appearance
+            yield groups[int(told["values"])], rows.slice(at, told["counts"])
+            at += told["counts"]
+
+
+def _merge(lake: Lake, group: list[Commit], rows: pa.Table, fence: Fence) -> None:
+    """One commit of many, or a few where their rows are too many to hold. rows: see `_with_rows`."""
     # One without rows is the place of a dead writer's ledger file, which stays taken. One with rows that do
     # not count, or not yet, stays by itself: within a commit a segment is told by video and number alone.
     there = set(rows["commit_id"].to_pylist())
     there -= set(rows.filter(pc.not_equal(rows["standing"], "live"))["commit_id"].to_pylist())
-    rows = rows.drop_columns("standing")
+    rows = rows.drop_columns(["standing", "group"])
     group = [commit for commit in group if commit[LEDGER].commit_id in there]
     read = lake.read_tables(
         commit[name] for commit in group for name in DATA_TABLES if name in commit

@@ -97,10 +97,11 @@ def _record(forgotten: Forgotten, uris: Collection[str], fence: Fence) -> Record
     return Record(secrets.token_hex(8), _now(), salt, hashes, fence.number)
 
 
-def blacken_runs(lake: Lake, uris: Collection[str]) -> None:
+def blacken_runs(lake: Lake, uris: Collection[str], fence: Fence) -> None:
     """Takes the uris out of what run records quote, such as errors."""
     told = sorted(uris, key=len, reverse=True)
     for path in run_records(lake):
+        fence()  # whoever has the output by now may be about to write this record
         record = json.loads(lake.fs.cat_file(path))
         blackened = {
             name: value if name in _NOT_BLACKENED else _blackened(value, told)

@@ -12,6 +12,9 @@ Only the holder of the output's lease may publish.
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
 from emolake.pipeline.lake.ledger import Segments, gather, ledger_parts, needing
 from emolake.pipeline.lake.reading import Snapshot, table_schema
 from emolake.pipeline.lake.schema import TABLES
+from emolake.pipeline.storage.files import is_local
 from emolake.pipeline.storage.shards import Shards, together
 
 if TYPE_CHECKING:
@@ -77,8 +81,7 @@ def open_catalog(name: str, lake: Lake, storage_options: Mapping[str, Any]) -> C
     }
     try:
         if name.startswith(_SQLITE):
-            where = lake.fs.unstrip_protocol(lake.path(_WAREHOUSE))
-            local = {"type": "sql", "uri": name, "warehouse": where}
+            local = {"type": "sql", "uri": name, "warehouse": _warehouse(lake)}
             # The same door to storage as everywhere here, with the same AWS_* variables.
             local["py-io-impl"] = "pyiceberg.io.fsspec.FsspecFileIO"
             catalog = load_catalog("emolake", **local, **storage)
@@ -112,15 +115,65 @@ def publish(
 
     fence: called before each commit; raises where the lease is lost. forgets: each table gets a snapshot,
     though nothing may have changed, so that a publisher that slept, and is about to add what is forgotten,
-    is seen to be late. JobFailed where another writer changed a table meanwhile; UserError where the tables
-    are another output's.
+    is seen to be late; and the files of killed publishings go. JobFailed where another writer changed a
+    table meanwhile; UserError as of `check_tables`.
     """
-    if not all(map(str.strip, namespace.split("."))):
-        raise UserError(f"--namespace {namespace!r} is no name of a namespace")
+    check_tables(lake, catalog, namespace)
     catalog.create_namespace_if_not_exists(namespace)
     snapshot = Snapshot.of(lake)
     tables = [_table(catalog, (namespace, name), lake) for name in (*DATA_TABLES, LEDGER)]
-    return [_publish(snapshot, table, run_id, fence, forgets) for table in tables]
+    redone = _redone(snapshot, tables[-1])
+    return [_publish(snapshot, table, run_id, fence, forgets, redone) for table in tables]
+
+
+def check_tables(lake: Lake, catalog: Catalog, namespace: str, *, published: bool = False) -> None:
+    """Before anything is written: UserError where a namespace has no name, or holds tables that say what
+    another output says: whatever that has not said would go. published: also where one is not there."""
+    if not all(map(str.strip, namespace.split("."))):
+        raise UserError(f"--namespace {namespace!r} is no name of a namespace")
+    for name in (*DATA_TABLES, LEDGER):
+        identifier = (namespace, name)
+        if not catalog.table_exists(identifier):
+            if published:
+                raise UserError(
+                    f"the catalogue has no table {namespace}.{name}; name the --catalog and --namespace "
+                    f"that {lake.uri} was published to"
+                )
+            continue
+        table = catalog.load_table(identifier)
+        theirs = _output_of(table)
+        if theirs is None and table.current_snapshot() is None:
+            continue  # it was made, and its maker died
+        if theirs is None or _place(lake, theirs) != _place(lake, lake.root):
+            raise UserError(
+                f"Iceberg table {namespace}.{name} is of {theirs or 'another writer'}; choose another "
+                f"--namespace for {lake.uri} (or, if it has moved, set the table's property {_OUTPUT})"
+            )
+
+
+def _output_of(table: Table) -> str | None:
+    """The output whose rows a table holds; older versions of this program told it with each snapshot."""
+    current = table.current_snapshot()
+    summary = current.summary.additional_properties if current and current.summary else {}
+    return table.properties.get(_OUTPUT) or summary.get(_OUTPUT)
+
+
+def _place(lake: Lake, path: str) -> str:
+    """One name for a place in an output's file system, however it is spelt."""
+    plain = str(lake.fs._strip_protocol(path)).rstrip("/")
+    return str(lake.fs.unstrip_protocol(os.path.realpath(plain) if is_local(lake.fs) else plain))
+
+
+def _redone(lake: Snapshot, table: Table) -> set[Key]:
+    """What a run has done once more under the same id since it was published: in the data tables both
+    doings have one key. table: the ledger's."""
+    redone: set[Key] = set()
+    tasks = list(table.scan().plan_files())
+    for part, of_table in together(_wanted(lake, LEDGER), _held(table, LEDGER, tasks)):
+        shall = set(_key_list(part, LEDGER))
+        there = {key[:3] for key in _key_list(of_table, LEDGER) if key not in shall}
+        redone |= there & {key[:3] for key in shall}
+    return redone
 
 
 def _publish(
@@ -129,14 +182,14 @@ def _publish(
     run_id: str,
     fence: Callable[[], None],
     forgets: bool,
+    redone: set[Key],
 ) -> Published:
     from pyiceberg.exceptions import CommitFailedException
 
     name = table.name()[-1]
-    if forgets and has_warehouse(lake.lake):
-        _sweep(lake.lake, table)
+    files = _files_below(lake.lake, table) if forgets else set()
     tasks = list(table.scan().plan_files())
-    needed = _Change.of(lake, name, table, tasks)
+    needed = _Change.of(lake, name, table, tasks, redone)
     added = [
         file
         for rows in _batched(lake.tables(name, commits=needed.lacking, but=needed.there_already))
@@ -163,6 +216,10 @@ def _publish(
         raise JobFailed(f"Iceberg table {told_as} was changed meanwhile; publish again") from None
     current = table.refresh().current_snapshot()
     assert current is not None
+    if files:
+        # Of what stood there before this commit, nobody can name any more what is not named now: a publisher
+        # that slept meanwhile comes too late.
+        lake.lake.remove(files - _named_files(lake.lake, table))
     replaced = len(set().union(*needed.gone.values()))
     return Published(name, current.snapshot_id, needed.segments_added, replaced)
 
@@ -178,25 +235,32 @@ class _Change:
     gone: dict[int, set[Key]]
 
     @classmethod
-    def of(cls, lake: Snapshot, name: str, table: Table, tasks: list[FileScanTask]) -> _Change:
+    def of(
+        cls,
+        lake: Snapshot,
+        name: str,
+        table: Table,
+        tasks: list[FileScanTask],
+        redone: set[Key],
+    ) -> _Change:
         wanted, held = _wanted(lake, name), _held(table, name, tasks)
         lacking: set[str] = set()
         gone: dict[int, set[Key]] = {}
         segments_added = 0
         for part, of_table in together(wanted, held):
             keys, keys_there = _key_list(part, name), _key_list(of_table, name)
-            shall, there = set(keys), set(keys_there)
+            shall, there = set(keys), set(keys_there) - redone
             for key, commit_id in zip(keys, part["commit_id"].to_pylist(), strict=True):
                 if key not in there:
                     lacking.add(commit_id)
                     segments_added += 1
             for key, at in zip(keys_there, of_table["file"].to_pylist(), strict=True):
-                if key not in shall:
+                if key not in shall or key in redone:
                     gone.setdefault(at, set()).add(key)
         there_already: Segments = {}
         for part, of_table in together(wanted, held):
             part = part.filter(pc.is_in(part["commit_id"], pa.array(lacking, pa.string())))
-            there = set(_key_list(of_table, name))
+            there = set(_key_list(of_table, name)) - redone
             known = [key in there for key in _key_list(part, name)]
             gather(there_already, part.filter(pa.array(known, pa.bool_())))
         return cls(lacking, there_already, segments_added, gone)
@@ -224,12 +288,10 @@ def _held(table: Table, name: str, tasks: list[FileScanTask]) -> Shards:
 
 
 def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
-    """The table, made where it is not there, widened where the lake's has columns more. UserError where it
-    holds what another output says: whatever that has not said would go."""
+    """The table, made where it is not there, widened where the lake's has columns more."""
     from pyiceberg.exceptions import NoSuchTableError
 
     schema = table_schema(identifier[1])
-    ours = str(lake.fs.unstrip_protocol(lake.root))
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
@@ -237,21 +299,18 @@ def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
         once = {"commit.retry.num-retries": "0", "write.parquet.compression-codec": "zstd"}
         with (
             catalog.create_table_transaction(
-                identifier, schema, properties=once | {_OUTPUT: ours}
+                identifier,
+                schema,
+                location=_own_location(lake, catalog, identifier),
+                properties=once | {_OUTPUT: _place(lake, lake.root)},
             ) as change,
             change.update_spec() as spec,
         ):
             spec.add_identity("corpus").add_identity("date")
         return catalog.load_table(identifier)
-    theirs = table.properties.get(_OUTPUT, ours)
-    if theirs != ours:
-        raise UserError(
-            f"Iceberg table {'.'.join(identifier)} is of the output {theirs}; choose another --namespace for "
-            f"{lake.uri} (or, if it has moved, set the table's property {_OUTPUT})"
-        )
     if _OUTPUT not in table.properties:
         with table.transaction() as change:
-            change.set_properties({_OUTPUT: ours})
+            change.set_properties({_OUTPUT: _place(lake, lake.root)})
         table = catalog.load_table(identifier)
     if set(schema.names) - set(table.schema().column_names):
         with table.update_schema() as update:
@@ -260,21 +319,36 @@ def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
     return table
 
 
-def _sweep(lake: Lake, table: Table) -> None:
-    """Removes data files under the output that no snapshot names: those of a publishing that was killed. Only
-    one publishes at a time, so none of them is about to be named."""
+def _own_location(lake: Lake, catalog: Catalog, identifier: tuple[str, str]) -> str | None:
+    """A place under the output that is one table's alone; two catalogues of one output would share what
+    pyiceberg chooses. None where the catalogue has a warehouse of its own."""
+    if catalog.properties.get("warehouse") != _warehouse(lake):
+        return None
+    return "/".join((_warehouse(lake), *identifier)) + f"-{secrets.token_hex(4)}"
+
+
+def _warehouse(lake: Lake) -> str:
+    return str(lake.fs.unstrip_protocol(lake.path(_WAREHOUSE)))
+
+
+def _files_below(lake: Lake, table: Table) -> set[str]:
+    """What publishings have written at a place that `_own_location` chose; of others we do not know whose
+    it is."""
     root = str(lake.fs._strip_protocol(table.location()))
-    if not root.startswith(lake.path(_WAREHOUSE)):
-        return
-    named = {
-        str(lake.fs._strip_protocol(path))
-        for path in table.inspect.all_files()["file_path"].to_pylist()
-    }
-    try:
-        there = lake.fs.find(f"{root}/data")
-    except FileNotFoundError:
-        return
-    lake.remove(path for path in there if path not in named)
+    own = rf"{re.escape(lake.path(_WAREHOUSE))}/.+-[0-9a-f]{{8}}"
+    if not re.fullmatch(own, root) or not lake.fs.isdir(root):
+        return set()
+    return {path for path in lake.fs.find(root) if path.endswith((".parquet", ".avro"))}
+
+
+def _named_files(lake: Lake, table: Table) -> set[str]:
+    """Data files, manifests and their lists that any snapshot names."""
+    paths = [
+        *table.inspect.all_files()["file_path"].to_pylist(),
+        *table.inspect.all_manifests()["path"].to_pylist(),
+        *(snapshot.manifest_list for snapshot in table.snapshots()),
+    ]
+    return {str(lake.fs._strip_protocol(path)) for path in paths}
 
 
 def _read(table: Table, task: FileScanTask, columns: list[str]) -> pa.Table:

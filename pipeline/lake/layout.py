@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from emolake.pipeline.errors import in_a_line
 from emolake.pipeline.lake.schema import TABLES, sort_keys
 from emolake.pipeline.storage.files import (
     PARTIAL_SUFFIX,
@@ -36,7 +37,7 @@ FORGOTTEN = "_forgotten"
 _ROW_GROUP = 128 * 1024
 _DATA_FILE = re.compile(
     r"/(?P<table>annotations|tracks|videos)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
-    r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{8,}(-[0-9a-f]+)*)\.parquet$"
+    r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{16}-[0-9a-f]{8})\.parquet$"
 )
 """By its name a file is ours, and nobody else's is read or removed."""
 _PARTIAL = re.compile(
@@ -182,12 +183,15 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
     schema = TABLES[file.table]
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
-    with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-        wanted = None  # asking for each by name takes a small file twice as long
-        if columns is not None:
-            there = set(parquet.schema_arrow.names)
-            wanted = [name for name in columns if name in there]
-        table = parquet.read(wanted, use_threads=len(data) > _ROW_GROUP)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            wanted = None  # asking for each by name takes a small file twice as long
+            if columns is not None:
+                there = set(parquet.schema_arrow.names)
+                wanted = [name for name in columns if name in there]
+            table = parquet.read(wanted, use_threads=len(data) > _ROW_GROUP)
+    except pa.ArrowInvalid as error:
+        raise OSError(f"{file.path} is damaged: {in_a_line(error, 200)}") from None
     if table.schema.equals(schema):
         return table
     for field in schema:

@@ -35,8 +35,8 @@ class Ledger:
     standing says whether a row is
     - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
       object has changed, or was cut into other segments, the new version counts once all its
-      segments are there;
-    - pending: of a newer version that is not whole yet, or a newer failure that may pass, of what has
+      segments are there and none of them failed in a way that may pass;
+    - pending: of a newer version that is not so far yet, or a newer failure that may pass, of what has
       been done before;
     - stale: replaced by a row that counts.
     """
@@ -89,6 +89,12 @@ def gather(segments: Segments, rows: pa.Table) -> None:
         segments.setdefault(row["commit_id"], set()).add((row["video_id"], row["segment"]))
 
 
+def of_uris(rows: pa.Table, uris: Container[str]) -> pa.BooleanArray:
+    """Which of some ledger rows are of these videos."""
+    there = [uri for uri in rows["uri"].unique().to_pylist() if uri in uris]
+    return pc.is_in(rows["uri"], pa.array(there, pa.string()))
+
+
 def without_segments(table: pa.Table, gone: Container[tuple[str, int]]) -> pa.Table:
     """The rows of a table (one commit's) that are of other segments."""
     pairs = zip(*(table[n].to_pylist() for n in ("video_id", "segment")), strict=True)
@@ -107,18 +113,20 @@ def _standing(rows: pa.Table) -> pa.Array:
     # A version is one object cut one way; of each of its segments the newest row speaks.
     version = ["uri", "video_id", "n_segments"]
     newest = slim.group_by([*version, "segment"]).aggregate([("at", "max"), ("firm", "max")])
-    firmly = newest["firm_max"]
-    newest = newest.append_column(
-        "speaks", pc.if_else(pc.greater(firmly, -1), firmly, newest["at_max"])
+    is_firm = pc.greater(newest["firm_max"], -1)
+    newest = newest.append_column("is_firm", is_firm.cast(pa.int64())).append_column(
+        "speaks", pc.if_else(is_firm, newest["firm_max"], newest["at_max"])
     )
     versions = newest.group_by(version).aggregate(
-        [("segment", "count"), ("speaks", "max"), ("firm_max", "max")]
+        [("segment", "count"), ("is_firm", "sum"), ("speaks", "max")]
     )
-    latest: dict[tuple[str, str, int], tuple[bool, int]] = {}
-    chosen: dict[str, tuple[bool, int]] = {}
-    columns = (*version, "segment_count", "speaks_max", "firm_max_max")
-    for uri, video_id, count, there, at, known in _zipped(versions, *columns):
-        rank = (there == count and known > -1, at)
+    latest: dict[tuple[str, str, int], tuple[int, int]] = {}
+    chosen: dict[str, tuple[int, int]] = {}
+    columns = (*version, "segment_count", "is_firm_sum", "speaks_max")
+    for uri, video_id, count, there, firm_ones, at in _zipped(versions, *columns):
+        # Where some of a newer version may still come out otherwise, what it shall replace stays.
+        wholeness = 0 if there < count or not firm_ones else 2 if firm_ones == count else 1
+        rank = (wholeness, at)
         latest[(uri, video_id, count)] = rank
         chosen[uri] = max(chosen.get(uri, rank), rank)
     standing = ["stale"] * rows.num_rows
@@ -128,7 +136,7 @@ def _standing(rows: pa.Table) -> pa.Array:
             standing[speaks] = "live"
         elif rank[1] > chosen[uri][1]:
             standing[speaks] = "pending"
-        if at > speaks:
+        if at > speaks and standing[speaks] != "stale":
             standing[at] = "pending"
     return pa.array(standing, pa.string())
 

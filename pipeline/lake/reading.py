@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
+from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import LEASES, LEDGER, RUNS, Lake
 from emolake.pipeline.lake.ledger import (
     Segments,
@@ -21,6 +22,7 @@ from emolake.pipeline.lake.ledger import (
     ledger_parts,
     ledger_shards,
     needing,
+    of_uris,
     without_segments,
 )
 from emolake.pipeline.lake.order import is_rewrite
@@ -117,9 +119,9 @@ def _told_of(output: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What counts in an output at one moment, in bounded memory. ledger: every committed row, whole;
+    """What counts in an output at one moment, in bounded memory. ledger: the committed rows, whole;
     commits: by table, those that have rows that count; uncounted: what of a commit does not count (or
-    not yet)."""
+    not yet). What is to be forgotten is in none of them."""
 
     lake: Lake
     ledger: Shards
@@ -133,6 +135,8 @@ class Snapshot:
             ledger = ledger_shards(lake, whole=True)
         commits: dict[str, set[str]] = {name: set() for name in TABLES}
         uncounted: Segments = {}
+        if forgotten := Forgotten.of(lake):
+            ledger = _without(ledger, forgotten, uncounted)
         for part in ledger_parts(ledger):
             for name, of_table in commits.items():
                 of_table.update(needing(part.live, name)["commit_id"].unique().to_pylist())
@@ -172,6 +176,16 @@ class Snapshot:
                 yield table.select(wanted)
         except FileNotFoundError:
             raise FilesChanged(self.lake.uri) from None
+
+
+def _without(ledger: Shards, forgotten: Forgotten, left_out: Segments) -> Shards:
+    """What a slow writer may have brought back since is not shown, though it has not been erased anew."""
+    kept = Shards(ledger.schema)
+    for part in ledger.parts():
+        gone = of_uris(part, forgotten)
+        gather(left_out, part.filter(gone))
+        kept.add(part.filter(pc.invert(gone)))
+    return kept
 
 
 def in_one_moment(lake: Lake, read: Callable[[Snapshot], T]) -> T:
@@ -227,7 +241,7 @@ def _columns(name: str, columns: list[str] | None) -> list[str]:
     there = table_schema(name).names
     if unknown := sorted(set(columns or []) - set(there)):
         raise UserError(f"{name} has no column {unknown[0]!r}")
-    return columns or there
+    return there if columns is None else columns
 
 
 def _schema_of(name: str, columns: list[str]) -> pa.Schema:
@@ -236,5 +250,8 @@ def _schema_of(name: str, columns: list[str]) -> pa.Schema:
 
 
 def table_schema(name: str) -> pa.Schema:
-    """A table's columns as readers see them: with the partition columns corpus and date."""
+    """A table's columns as readers see them: with the partition columns corpus and date. UserError where
+    there is no such table."""
+    if name not in TABLES:
+        raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
     return pa.schema([*TABLES[name], *(pa.field(p, pa.string()) for p in _PARTITIONS)])

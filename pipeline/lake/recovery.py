@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.commit import write_commit
-from emolake.pipeline.lake.forgetting import Forgotten
+from emolake.pipeline.lake.forgetting import Forgotten, blacken_runs
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import (
@@ -21,6 +21,7 @@ from emolake.pipeline.lake.ledger import (
     ledger_parts,
     ledger_shards,
     needing,
+    of_uris,
     without_segments,
 )
 from emolake.pipeline.lake.order import lease_of, new_commit_id
@@ -42,6 +43,7 @@ def recover(
         forgotten = Forgotten.of(lake) if forgets else None
         data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
         if forgotten and (back := _segments_of(ledger, forgotten)):
+            blacken_runs(lake, _uris_among(ledger, forgotten), fence)
             _rewrite(lake, ledger, back, fence)
             data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
         found = _look(lake, ledger, data)
@@ -85,10 +87,13 @@ def _data_files(lake: Lake) -> list[DataFile]:
 def _segments_of(ledger: Shards, gone: Container[str]) -> Segments:
     found: Segments = {}
     for part in ledger.parts():
-        uris = [uri for uri in part["uri"].unique().to_pylist() if uri in gone]
-        if uris:
-            gather(found, part.filter(pc.is_in(part["uri"], pa.array(uris))))
+        gather(found, part.filter(of_uris(part, gone)))
     return found
+
+
+def _uris_among(ledger: Shards, uris: Container[str]) -> set[str]:
+    told = (part["uri"].unique().to_pylist() for part in ledger.parts())
+    return {uri for of_part in told for uri in of_part if uri in uris}
 
 
 def tidy(lake: Lake, run_id: str) -> None:

@@ -319,12 +319,16 @@ def unfinished_uploads(fs: fsspec.AbstractFileSystem, prefix: str) -> Iterator[t
             yield f"{bucket}/{upload['Key']}", upload["UploadId"]
         if not told.get("IsTruncated"):
             return
-        at = {name: told[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker")}
+        following = ((name, told.get(f"Next{name}")) for name in ("KeyMarker", "UploadIdMarker"))
+        at = {name: marker for name, marker in following if marker}
+        if not at:
+            return
 
 
 def abort_upload(fs: fsspec.AbstractFileSystem, path: str, upload_id: str) -> None:
+    """As far as the store lets us: it is invisible, and a bucket's own rules may end it too."""
     bucket, key, _ = fs.split_path(path)
-    with suppress(FileNotFoundError), os_errors():
+    with suppress(OSError), os_errors():
         fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
 
 

@@ -1,5 +1,5 @@
-"""Tables of any length in bounded memory: rows go by their uri to one of a fixed number of parts,
-which stand in Arrow files of a temporary folder once there are too many to hold."""
+"""Tables of any length in bounded memory: rows go by their uri (or another key) to one of a fixed number of
+parts, which stand in Arrow files of a temporary folder once there are too many to hold."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _AT_ONCE = 16_384  # rows that go to their parts together: dealing out a few cos
 
 
 class Shards:
-    """Rows of one schema with a column `uri`, in the order in which they were added; in several
-    parts, once there are more than `IN_MEMORY_ROWS` of them, in that order within each part."""
+    """Rows of one schema, in the order in which they were added; in several parts by the strings of the
+    column `key`, once there are more than `IN_MEMORY_ROWS` of them, in that order within each part."""
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, key: str = "uri") -> None:
         self.schema = schema
+        self.key = key
         self.num_rows = 0
         self._held: list[pa.Table] = []
         self._held_rows = 0
@@ -62,7 +63,7 @@ class Shards:
         self._write_held()
 
     def parts(self) -> Iterator[pa.Table]:
-        """All rows; those of one uri together."""
+        """All rows; those of one key together."""
         if self._folder is None:
             yield pa.concat_tables([self.schema.empty_table(), *self._held])
             return
@@ -81,7 +82,7 @@ class Shards:
             return
         table = pa.concat_tables(self._held).combine_chunks()
         self._held, self._held_rows = [], 0
-        chosen = pa.array([_shard(uri) for uri in table["uri"].to_pylist()], pa.int32())
+        chosen = pa.array([_shard(key) for key in table[self.key].to_pylist()], pa.int32())
         for k, writer in enumerate(self._writers):
             part = table.filter(pa.compute.equal(chosen, k))
             if part.num_rows:
@@ -96,5 +97,5 @@ def together(one: Shards, other: Shards) -> Iterator[tuple[pa.Table, pa.Table]]:
     yield from zip(one.parts(), other.parts(), strict=True)
 
 
-def _shard(uri: str) -> int:
-    return zlib.crc32(uri.encode()) % SHARDS
+def _shard(key: str) -> int:
+    return zlib.crc32(key.encode()) % SHARDS

@@ -75,6 +75,7 @@ def read_story(output: str, video: str, options: Mapping[str, Any] | None = None
 
 def _story(snapshot: Snapshot, video: str) -> Story:
     rows = [row for part in ledger_parts(snapshot.ledger) for row in _named(part.live, video)]
+    rows = [row for row in rows if row["uri"] == video] or rows
     found = {(row["video_id"], row["uri"]) for row in rows}
     if not found:
         raise UserError(

@@ -296,12 +296,68 @@ def test_what_a_killed_publishing_left_goes_too(tmp_path: Path, monkeypatch) -> 
     assert list((tmp_path / "lake" / "_iceberg").rglob("*.parquet"))
     told = catalogue(lake, tmp_path)
     assert forget(lake, "/v/a.mp4", more=told) == 0
-    named = set()
+    named, manifests = set(), set()
     for name in TABLES:
         table = open_catalog(told[1], lake, {}).load_table(("emolake", name))
         named |= {Path(p).name for p in table.inspect.all_files()["file_path"].to_pylist()}
-    there = {p.name for p in (tmp_path / "lake" / "_iceberg").rglob("*.parquet")}
-    assert there == named
+        manifests |= {Path(p).name for p in table.inspect.all_manifests()["path"].to_pylist()}
+    iceberg = tmp_path / "lake" / "_iceberg"
+    assert {p.name for p in iceberg.rglob("*.parquet")} == named
+    assert {p.name for p in iceberg.rglob("*-m*.avro")} == manifests, "their bounds tell of it too"
+
+
+@pytest.mark.parametrize(
+    ("catalog", "namespace"),
+    [("reel.db", "emolake"), ("catalog.db", "archive"), ("catalog.db", "")],
+)
+def test_a_catalogue_that_was_not_published_to_is_refused_before_anything_goes(
+    tmp_path: Path, capsys, catalog: str, namespace: str
+) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    before = sorted((tmp_path / "lake").rglob("*"))
+    wrong = ("--catalog", f"sqlite:///{tmp_path}/{catalog}", "--namespace", namespace)
+    assert forget(lake, "/v/a.mp4", more=wrong) == 2
+    assert "namespace" in capsys.readouterr().err
+    assert sorted((tmp_path / "lake").rglob("*")) == before
+    assert forget(lake, "/v/a.mp4", more=told) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
+
+
+def test_two_catalogues_of_one_output_share_no_file(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    second = ("--catalog", f"sqlite:///{tmp_path}/second.db")
+    assert main(["publish", lake.uri, *second]) == 0
+    assert forget(lake, "/v/a.mp4", more=second) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/a.mp4", "/v/b.mp4", "/v/c.mp4"}
+    assert forget(lake, "/v/a.mp4", more=told) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
+
+
+def test_what_comes_back_while_it_is_forgotten_is_not_published(
+    tmp_path: Path, monkeypatch
+) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+
+    def comes_back(*arguments) -> dict[str, int]:
+        rows = erase(*arguments)
+        commit_segments(lake, [segment("a@2")], RUN, NoFence(number=0))
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr("emolake.jobs.commands.forget.erase", comes_back)
+        assert forget(lake, "/v/a.mp4", more=told) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
+    assert set(read_annotations(lake.uri)["video_id"].to_pylist()) == {"b"}
+
+
+def test_whoever_finishes_for_a_killed_forgetter_blackens_the_records_too(tmp_path: Path) -> None:
+    lake = full(tmp_path)
+    begin(lake, {"/v/a.mp4"}, NoFence(number=9))
+    recover(lake, NoFence(number=10))
+    assert traces(lake) == []
 
 
 def test_another_outputs_tables_are_left_alone(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,7 @@
 """Iceberg tables hold what the ledger says: one snapshot a publishing, nothing lost or doubled."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -11,11 +13,11 @@ from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake import schema
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
-from emolake.pipeline.lake.iceberg import open_catalog, publish
+from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import LeaseLost
 from emolake.pipeline.lake.recovery import recover
-from tests.pipeline.lake.test_lake import RUN, glob_keys, lake_at, no_fence, segment
+from tests.pipeline.lake.test_lake import RUN, NoFence, glob_keys, lake_at, no_fence, segment
 
 SECOND = RunStamp("run-2", "2026-02-01", "c0ffee")
 
@@ -140,6 +142,75 @@ def test_a_publisher_that_was_overtaken_adds_nothing(lake: Lake, catalog: Catalo
         publish(lake, catalog, "emolake", "slower", overtake)
     assert keys(catalog) == glob_keys(lake)
     assert snapshots(catalog) == ["run-1", "faster"]
+
+
+def test_a_publisher_that_a_forgetter_overtook_leaves_tables_that_can_be_read(
+    lake: Lake, catalog: Catalog, tmp_path: Path
+) -> None:
+    published(lake, catalog, "run-1")
+    commit_segments(lake, [segment("c")], SECOND, no_fence)
+    asleep, wakes = threading.Event(), threading.Event()
+
+    def sleeps() -> None:
+        asleep.set()
+        wakes.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        theirs = open_catalog(f"sqlite:///{tmp_path}/catalog.db", lake, {})
+        slow = pool.submit(publish, lake, theirs, "emolake", "slow", sleeps)
+        asleep.wait(60)
+
+        def slow_goes_first() -> None:
+            wakes.set()
+            slow.result()
+
+        with pytest.raises(JobFailed, match="publish again"):
+            publish(lake, catalog, "emolake", "forget", slow_goes_first, forgets=True)
+    publish(lake, catalog, "emolake", "forget", no_fence, forgets=True)
+    assert keys(catalog) == glob_keys(lake)
+
+
+def test_a_forgetter_that_slept_removes_no_file_of_who_publishes_meanwhile(
+    lake: Lake, catalog: Catalog
+) -> None:
+    published(lake, catalog, "run-1")
+    commit_segments(lake, [segment("c")], SECOND, no_fence)
+
+    def loses_the_lease() -> None:
+        published(lake, catalog, "run-2")
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        publish(lake, catalog, "emolake", "forget", loses_the_lease, forgets=True)
+    for table in ("annotations", "tracks", "videos"):
+        assert keys(catalog, table) == glob_keys(lake, table)
+
+
+def test_what_a_run_does_once_more_under_its_id_is_replaced(lake: Lake, catalog: Catalog) -> None:
+    published(lake, catalog, "run-1")
+    commit_segments(lake, [segment("a", windows=3)], RUN, NoFence(number=2))
+    recover(lake, NoFence(number=2), own=True)
+    published(lake, catalog, "run-1")
+    for table in ("annotations", "tracks", "videos"):
+        assert keys(catalog, table) == glob_keys(lake, table)
+    assert set(published(lake, catalog, "run-1").values()) == {None}
+
+
+def test_tables_of_before_outputs_were_told_keep_their_owner(lake: Lake, tmp_path: Path) -> None:
+    other = lake_at(tmp_path / "other")
+    commit_segments(other, [segment("x")], RUN, no_fence)
+    name = f"sqlite:///{tmp_path}/catalog.db"
+    theirs = open_catalog(name, lake, {})
+    published(lake, theirs, "run-1")
+    for table in ("annotations", "tracks", "videos"):
+        with theirs.load_table(("emolake", table)).transaction() as change:
+            change.remove_properties("emolake.output")
+    with pytest.raises(UserError, match="choose another --namespace"):
+        publish(other, open_catalog(name, other, {}), "emolake", "run-1", no_fence)
+    assert set(published(lake, theirs, "run-1").values()) == {None}
+    check_tables(other, open_catalog(name, other, {}), "elsewhere")
+    spelt_otherwise = lake_at(tmp_path / "other" / ".." / "out")
+    check_tables(spelt_otherwise, theirs, "emolake", published=True)
 
 
 def test_a_column_that_came_later_is_added(

@@ -343,6 +343,42 @@ def test_a_version_that_is_not_whole_stays_newer_when_the_older_is_compacted(tmp
     assert "v@2" in video_states(ledger(lake).live)
 
 
+def night(lake: Lake, number: int, rows: list[dict]) -> None:
+    recover(lake, NoFence(number=number))
+    commit_segments(lake, rows, RUN, NoFence(number=number))
+    recover(lake, NoFence(number=number), own=True)
+
+
+def test_a_version_of_which_some_may_still_work_replaces_nothing_that_worked(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    night(lake, 1, [segment("v", k, of=4) for k in range(4)])
+    passing = [
+        segment("v", k, of=3, windows=0, failed=True, reason="storage_error") for k in (1, 2)
+    ]
+    night(lake, 2, [segment("v", 0, of=3), *passing])
+    assert {k[1] for k in glob_keys(lake)} >= {0, 1, 2, 3}
+    assert video_states(ledger(lake).live)["v"].n_segments == 4
+    night(lake, 3, [segment("v", k, of=3, attempt=2) for k in (1, 2)])
+    assert {k[1] for k in glob_keys(lake)} == {0, 1, 2}
+    assert set(ledger(lake).rows["n_segments"].to_pylist()) == {3}
+
+
+def test_a_passing_failure_of_an_object_that_changed_since_goes_with_it(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    night(lake, 1, [segment("v@1"), segment("w")])
+    night(lake, 2, [segment("v@1", windows=0, failed=True, reason="timeout")])
+    night(lake, 3, [segment("v@2")])
+    assert [k[0] for k in glob_keys(lake, LEDGER)] == ["v@2", "w"]
+
+
+def test_a_damaged_file_is_named(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    path = Path(lake.files(LEDGER)[0].path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+        read_annotations(lake.uri)
+
+
 def test_a_writer_whose_data_was_cleared_away_commits_nothing(tmp_path, monkeypatch) -> None:
     """It slept between the fence and the ledger file, and another run took over meanwhile."""
     lake = lake_at(tmp_path)
@@ -404,6 +440,21 @@ def test_what_is_too_much_to_hold_is_compacted_in_parts(tmp_path, monkeypatch) -
     compact(lake, the_next, 1 << 30)
     assert len(lake.files(LEDGER)) <= left
     assert len(glob_keys(lake)) == len(set(glob_keys(lake))) == 11
+
+
+def test_partitions_are_merged_each_by_itself(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("emolake.pipeline.storage.shards.IN_MEMORY_ROWS", 1)
+    lake = lake_at(tmp_path)
+    for k in range(12):
+        stamp = RunStamp("r", f"2026-01-0{1 + k % 3}", "c0ffee")
+        commit_segments(lake, [segment(f"v{k}", windows=1)], stamp, no_fence)
+    compact(lake, the_next, 1 << 20)
+    for table in TABLES:
+        assert [file.date[-1] for file in lake.files(table)] == ["1", "2", "3"]
+        assert [k[0] for k in glob_keys(lake, table)] == sorted(f"v{k}" for k in range(12))
+    for file in lake.files(LEDGER):
+        videos = lake.read_table(file)["video_id"].to_pylist()
+        assert {1 + int(video[1:]) % 3 for video in videos} == {int(file.date[-1])}
 
 
 def test_compaction_asks_three_requests_a_commit(monkeypatch, s3) -> None:

@@ -60,8 +60,8 @@ def test_a_bucket_with_versioning_shows_the_newest_and_keeps_the_rest(lake: Lake
 def test_other_peoples_objects_are_neither_read_nor_removed_nor_asked_for(lake: Lake) -> None:
     spent = []
     partition = "corpus=c/date=2026-01-31"
-    theirs = [f"{table}/{partition}/{name}" for table in (*DATA_TABLES, LEDGER)
-              for name in ("theirs.parquet", "_SUCCESS", ".keep", "part-00000.parquet")]  # fmt: skip
+    names = ("theirs.parquet", "_SUCCESS", ".keep", "20260131.parquet", "deadbeef-cafe.parquet")
+    theirs = [f"{table}/{partition}/{n}" for table in (*DATA_TABLES, LEDGER) for n in names]
     for path in theirs:
         lake.fs.pipe_file(lake.path(path), b"no parquet of ours")
     a_night_and_another(lake)
@@ -94,4 +94,24 @@ def test_uploads_that_a_killed_writer_left_half_done_are_given_up(lake: Lake) ->
     lease.release()
     left = lake.fs.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]
     assert {upload["Key"] for upload in left} == {living, theirs}
+    assert live_rows(lake, "tracks").num_rows == 1
+
+
+def test_a_store_that_lets_nobody_give_up_uploads_is_recovered_all_the_same(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_segments(lake, [segment("a")], RUN, NoFence(number=1))
+    bucket, _, key = lake.data_path("tracks", "c", "2026-01-31", new_commit_id(1)).partition("/")
+    lake.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    real, refused = lake.fs.call_s3, []
+
+    def call_s3(method: str, **arguments: Any) -> Any:
+        if method == "abort_multipart_upload":
+            refused.append(arguments["Key"])
+            raise PermissionError("AccessDenied")
+        return real(method, **arguments)
+
+    monkeypatch.setattr(lake.fs, "call_s3", call_s3)
+    recover(lake, NoFence(number=2))
+    assert refused == [key]
     assert live_rows(lake, "tracks").num_rows == 1
