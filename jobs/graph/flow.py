@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray._private import ray_constants
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
@@ -43,6 +43,7 @@ from emolake.pipeline.storage.traffic import ours
 TASK_CPUS = 0.1
 _CPU_ANNOTATION_CPUS = 0.5
 _SPARE_CPUS = 2
+_FACES_PER_TASK = 4
 _VIDEOS_PER_BLOCK = 32
 _MOST_SEGMENTS_PER_CALL = 16
 _SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
@@ -175,6 +176,7 @@ def annotated(
         fn_kwargs={"lake": setting.lake, "run": run, "fence": fence},
         batch_size=config.resources.segments_per_commit,
         batch_format="pyarrow",
+        compute=_tasks_beside(pools),
         num_cpus=TASK_CPUS,
     )
     for row in dataset.iter_rows():
@@ -205,6 +207,7 @@ def faces_found(
         fn_kwargs={"settings": settings},
         batch_size=None,
         batch_format="pyarrow",
+        compute=_tasks_beside(pools),
         num_cpus=TASK_CPUS,
     )
     return planned.repartition(target_num_rows_per_block=segments_per_block).map_batches(
@@ -245,6 +248,12 @@ def annotations_made(
         num_cpus=pools.annotation_cpus,
         num_gpus=pools.gpus or None,
     )
+
+
+def _tasks_beside(pools: Pools) -> TaskPoolStrategy:
+    """So many tasks at a time. They are short, and each worker of theirs starts with seconds of imports:
+    by the sliver of a CPU that they ask for, Ray would start tens, before the first face is looked for."""
+    return TaskPoolStrategy(size=-(-pools.faces // _FACES_PER_TASK))
 
 
 def _segments_per_call(setting: Setting, pools: Pools) -> int:
