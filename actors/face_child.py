@@ -180,21 +180,21 @@ class _Worker:
         """What is said in the segment. A transcript that cannot be read costs itself, and is told."""
         if not self.needs.transcript:
             return {"cues": None}
-        uri = segment["uri"]
+        cues, told = None, {}
+        named = segment["transcript_uri"]
         try:
-            cues = read_transcript(uri, segment["transcript_uri"], self.storage)
-            cues = (
-                read_subtitles(self._source(_opened(segment)), start_s, end_s)
-                if cues is None
-                else cues
-            )
+            # A file beside a presigned URL has another signature, which nobody gave us.
+            if named or not segment["signed_uri"]:
+                cues = read_transcript(segment["uri"], named, self.storage)
         except (OSError, ValueError) as error:
-            return {
-                "cues": None,
-                "detail": f"its transcript cannot be read: {in_a_line(error, 200)}",
-            }
+            told = _unread_transcript(error)
+        try:
+            if cues is None and not (named and told):
+                cues = read_subtitles(self._source(_opened(segment)), start_s, end_s)
+        except (OSError, ValueError) as error:
+            told = _unread_transcript(error)
         inside = [cue for cue in cues or () if cue.start_s < end_s and cue.end_s > start_s]
-        return {"cues": None if cues is None else [asdict(cue) for cue in inside]}
+        return told | {"cues": None if cues is None else [asdict(cue) for cue in inside]}
 
     def _face_stage(self) -> FaceStage:
         import torch
@@ -231,6 +231,10 @@ class _Meter:
         if self._local:
             spent["bytes_read"] = bytes_read_by_process() - self._files
         return {"bytes_read": spent["bytes_read"], "requests": spent["requests"]}
+
+
+def _unread_transcript(error: Exception) -> dict[str, str]:
+    return {"detail": f"its transcript cannot be read: {in_a_line(error, 200)}"}
 
 
 def _opened(segment: dict[str, Any]) -> str:

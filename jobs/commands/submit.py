@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -18,12 +19,18 @@ from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, address_option, input_options, run_id_option
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
-from emolake.pipeline.storage.files import parse_options, unsigned
+from emolake.pipeline.storage.files import parse_options
+from emolake.pipeline.storage.names import unsigned
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_SECRET = ("key", "secret", "token", "password", "credential", "connection_string", "sas")
+_HARMLESS = re.compile(
+    r"endpoint_url|anon|profile|requester_pays|use_ssl|version_aware|default_block_size|block_size|encoded|project"
+    r"|region|location|account_name|consistency|config_kwargs\..+"
+    r"|client_kwargs\.(endpoint_url|region_name|verify|use_ssl)"
+)
+"""Storage options that hold no secret, whoever reads them."""
 _LEFT_OUT = [
     ".git",
     ".venv",
@@ -99,10 +106,10 @@ def annotate_arguments(options: Options) -> list[str]:
     parse_options(options.storage_options)
     for setting in options.storage_options:
         name, _, value = setting.partition("=")
-        if any(part in name.lower() for part in _SECRET) or in_a_line(value) != value:
+        if not _HARMLESS.fullmatch(name) or in_a_line(value) != value:
             raise UserError(
-                f"--storage-option {name} would stand in the job's arguments; give the cluster its own "
-                "credentials (an instance role, or a secret in its environment)"
+                f"--storage-option {in_a_line(name)} would stand in the job's arguments, for many to read; "
+                "give the cluster its own credentials (an instance role, or a secret in its environment)"
             )
     for name in (*options.input, options.output):
         if unsigned(name) != name or in_a_line(name) != name:

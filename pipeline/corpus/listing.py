@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -23,7 +25,8 @@ from emolake.pipeline.config import CORPUS_NAME
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
-from emolake.pipeline.storage.files import Storage, canonical, has_protocol, is_local, unsigned
+from emolake.pipeline.storage.files import Storage, is_local, os_errors, wants_credentials
+from emolake.pipeline.storage.names import canonical, has_protocol, namer, unsigned
 
 VIDEO_SUFFIXES = frozenset(
     {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
@@ -88,7 +91,7 @@ def named_uris(names: Iterable[str]) -> set[str]:
 def uris_of_manifest(name: str, storage: Storage) -> set[str]:
     """What a manifest names, as tables call it; also as it stands there, as they called it once."""
     fs, path = storage.locate(name)
-    beside = _beside(posixpath.dirname(_uri(fs, path)))
+    beside = _beside(namer(name, fs)(path))
     named = {beside(str(row["uri"])) for row in read_manifest(name, fs, path)}
     return {canonical(uri) for uri in named} | {unsigned(uri) for uri in named}
 
@@ -108,11 +111,11 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _find(name: str, storage: Storage) -> Iterator[Video]:
-    fs, path = storage.locate(name)
-    if is_manifest(name):
-        yield from _manifest(name, fs, path, storage)
-        return
     try:
+        fs, path = storage.locate(name)
+        if is_manifest(name):
+            yield from _manifest(name, fs, path, storage)
+            return
         # What exists is taken as it is called, though its name may look like a pattern.
         if not name.endswith("/") and fs.isfile(path):
             files = [fs.info(path)]
@@ -135,8 +138,9 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
             files = _videos_of(fs, files)
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
+    named = namer(name, fs)
     for info in sorted(files, key=lambda info: str(info["name"])):
-        yield _video(fs, info)
+        yield _video(named(info["name"]), info)
 
 
 def _files_on_disk(fs: fsspec.AbstractFileSystem, root: str) -> Iterator[dict[str, Any]]:
@@ -189,9 +193,9 @@ def is_video_name(path: str) -> bool:
     return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 
-def _video(fs: fsspec.AbstractFileSystem, info: dict[str, Any], **extra: Any) -> Video:
+def _video(opened: str, info: dict[str, Any], **extra: Any) -> Video:
+    """opened: its name, with what it is opened by."""
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    opened = _uri(fs, info["name"])
     uri = unsigned(opened)
     if uri != opened:
         extra["signed_uri"] = opened
@@ -224,17 +228,12 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """Local files by their plain absolute path without `..`, all others with their protocol."""
-    return posixpath.normpath(path) if is_local(fs) else str(fs.unstrip_protocol(path))
-
-
 def _manifest(
     name: str, fs: fsspec.AbstractFileSystem, path: str, storage: Storage
 ) -> Iterator[Video]:
     """Relative uris in a manifest are relative to the folder that holds it. Rows that tell `size` and
     `etag` are believed; every other video is looked up."""
-    beside = _beside(posixpath.dirname(_uri(fs, path)))
+    beside = _beside(namer(name, fs)(path))
 
     def extra(row: dict[str, Any]) -> dict[str, Any]:
         transcript = row.get("transcript_uri")
@@ -266,14 +265,21 @@ def _manifest(
             yield from (video or next(answers) for video in videos)
 
 
-def _beside(folder: str) -> Callable[[str], str]:
-    """What a manifest in a folder means by a uri."""
+def _beside(manifest: str) -> Callable[[str], str]:
+    """What a manifest means by a uri. An absolute path is one of this machine, wherever the manifest lies;
+    in a web server's it is one of that server."""
+    web = manifest.startswith(_WEB)
+    protocol, sign, path = manifest.rpartition("://")
+    folder = posixpath.dirname(path)
 
     def beside(uri: str) -> str:
         if "://" in uri:
             return uri
-        protocol, sign, path = folder.rpartition("://")
-        return protocol + sign + posixpath.normpath(posixpath.join(path, uri))
+        if web:
+            return urljoin(manifest.partition("?")[0], uri)
+        if uri.startswith("/"):
+            return uri
+        return protocol + sign + posixpath.normpath(posixpath.join(folder, uri))
 
     return beside
 
@@ -282,18 +288,21 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     """A named video; where it cannot be reached its `missing` says why. UserError where no storage of that
     kind can be had."""
     named = canonical(uri)
-    if not has_protocol(uri):
-        return Video(named, None, "", missing="not_found", **extra)
-    fs, path = storage.locate(uri)
     try:
+        urlsplit(uri)
+        if not has_protocol(uri):
+            return Video(named, None, "", missing="not_found", **extra)
+        fs, path = storage.locate(uri)
         info = fs.info(path)
     except (FileNotFoundError, ValueError):  # ValueError: no name at all for a file
         return Video(named, None, "", missing="not_found", **extra)
-    except OSError:
+    except OSError as error:
+        if wants_credentials(error):
+            raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
         return Video(named, None, "", missing="storage_error", **extra)
     if info["type"] != "file":
         return Video(named, None, "", missing="not_found", **extra)
-    return _video(fs, info, **extra)
+    return _video(namer(uri, fs)(info["name"]), info, **extra)
 
 
 def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[dict[str, Any]]:
@@ -302,7 +311,7 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
     kind = _named_file(name).rpartition(".")[2]
     rows = {"parquet": _parquet_rows, "csv": _csv_rows, "jsonl": _json_rows}[kind]
     try:
-        with fs.open(path, "rb") as stream:
+        with os_errors(), fs.open(path, "rb") as stream:
             for number, row in enumerate(rows(stream), 1):
                 _demand_uri(row)
                 _check_row(f"manifest {name}: row {number}", row)
@@ -321,9 +330,10 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     """UserError for what would only show when the video is done, or be written where nobody looks."""
     if row["uri"] is None:
         raise UserError(f"{where} has no uri")
-    for name in ("uri", "corpus", "transcript_uri"):
-        if isinstance(row.get(name), str) and not _is_unicode(row[name]):
+    for name in _MANIFEST_COLUMNS:
+        if not _is_unicode(str(row.get(name))):
             raise UserError(f"{where}: {name} {row[name]!r} is no Unicode")
+    for name in ("uri", "corpus", "transcript_uri"):
         if not isinstance(row.get(name), str | None):
             raise UserError(f"{where}: {name} {row[name]!r} is no text")
     corpus, size = row.get("corpus"), row.get("size")
@@ -331,7 +341,7 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
         raise UserError(
             f"{where}: corpus {corpus!r} may hold letters, digits, '.', '_' and '-' only"
         )
-    if size is not None and not (isinstance(size, int) and size >= 0):
+    if size is not None and not (isinstance(size, int) and 0 <= size < 1 << 63):
         raise UserError(f"{where}: size {size!r} is no number of bytes")
 
 
@@ -351,11 +361,17 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
+    # Of other people's columns the kind would be guessed by their beginning.
+    header = next(csv.reader([stream.readline().decode("utf-8-sig", "replace")]), [])
+    _demand_uri(header)
+    stream.seek(0)
     options = pyarrow.csv.ConvertOptions(
-        column_types=text, strings_can_be_null=True, null_values=[""]
+        column_types=text,
+        strings_can_be_null=True,
+        null_values=[""],
+        include_columns=[name for name in header if name in text],
     )
     reader = pyarrow.csv.open_csv(stream, convert_options=options)
-    _demand_uri(reader.schema.names)
     for batch in reader:
         yield from batch.to_pylist()
 

@@ -66,7 +66,9 @@ def make_plan(
             _refuse_other_configuration(known, config_hash)
         first: dict[str, dict[str, Any]] = {}
         for row in listed.to_pylist():
-            first.setdefault(row["uri"], row)
+            kept = first.setdefault(row["uri"], row)
+            if kept["missing"] is not None and row["missing"] is None:
+                first[row["uri"]] = row  # signed anew, say, where the first has expired
         total += len(first)
         repeated += listed.num_rows - len(first)
         plan.todo.add(_todo(first.values(), known, plan, config, asked))

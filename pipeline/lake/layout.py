@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from emolake.pipeline.errors import in_a_line
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.schema import TABLES, sort_keys
 from emolake.pipeline.storage.files import (
     PARTIAL_SUFFIX,
@@ -73,7 +73,12 @@ class Lake:
 
     @classmethod
     def at(cls, uri: str, storage: Storage) -> Lake:
-        fs, path = storage.locate(uri)
+        """UserError where no store can be had for it."""
+        try:
+            fs, path = storage.locate(uri)
+        except OSError as error:
+            told = in_a_line(error, 300)
+            raise UserError(f"{in_a_line(uri)} cannot be reached: {told}") from None
         return cls(uri, fs, path.rstrip("/"))
 
     def path(self, *parts: str) -> str:
@@ -191,7 +196,10 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
                 wanted = [name for name in columns if name in there]
             table = parquet.read(wanted, use_threads=len(data) > _ROW_GROUP)
     except pa.ArrowInvalid as error:
-        raise OSError(f"{file.path} is damaged: {in_a_line(error, 200)}") from None
+        raise UserError(
+            f"{file.path} is damaged ({in_a_line(error, 200)}); restore it, or remove the files of its name "
+            "from all three tables: the next run does their videos again"
+        ) from None
     if table.schema.equals(schema):
         return table
     for field in schema:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import random
 import re
 import time
@@ -19,12 +18,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.storage.names import is_plain, protocol_of
 from emolake.pipeline.storage.traffic import count, count_requests
 
 T = TypeVar("T")
 PARTIAL_SUFFIX = ".partial"
 _S3 = ("s3", "s3a")
-_CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PATIENT = {"retries": {"mode": "standard", "max_attempts": 8}}
 """botocore's retries with backoff and jitter, a few more than its own three: a job of a night meets
 an object store at its worst. `--storage-option config_kwargs...` replaces them."""
@@ -37,19 +36,21 @@ class Storage:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def locate(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """File system and path of a URI; UserError where no file system can be had for it."""
+        """File system and path of a URI; UserError where no file system can be had for it, OSError where one
+        that connects at once cannot."""
         if not uri:
             raise UserError("an empty name was given for a file or folder; name one")
-        protocol = _protocol(uri)
+        protocol = protocol_of(uri)
         options = self._for(protocol)
         try:
-            if _is_plain(uri):
-                fs = fsspec.filesystem(protocol, **options)
-                path = str(fs._strip_protocol(uri))
-            else:
-                fs, path = fsspec.core.url_to_fs(uri, **options)
-            if protocol in _S3:
-                _connect(fs, uri)
+            with os_errors():
+                if is_plain(uri):
+                    fs = fsspec.filesystem(protocol, **options)
+                    path = str(fs._strip_protocol(uri))
+                else:
+                    fs, path = fsspec.core.url_to_fs(uri, **options)
+                if protocol in _S3:
+                    _connect(fs, uri)
         except (ValueError, ImportError, TypeError) as error:
             raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
         return speaking_os_errors(fs), path
@@ -71,42 +72,6 @@ class Storage:
 
 _WEB = ("http", "https")
 _OF_THE_WEB = ("headers", "block_size", "encoded")
-
-
-def _is_plain(uri: str) -> bool:
-    """A name may hold `::`, which fsspec takes for a chain of file systems: it is one where a URI follows."""
-    return "::" in uri and not _CHAINED.search(uri)
-
-
-def _protocol(uri: str) -> str:
-    if _is_plain(uri) and "://" not in uri:
-        return "file"
-    return str(fsspec.utils.get_protocol(uri))
-
-
-def has_protocol(uri: str) -> bool:
-    """Whether there is such a protocol. UserError where there is, and what reads it is not installed."""
-    try:
-        fsspec.get_filesystem_class(_protocol(uri))
-    except ValueError:
-        return False
-    except ImportError as error:
-        raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
-    return True
-
-
-def canonical(uri: str) -> str:
-    """The one spelling of a video's name: local files by their absolute path without `..`, all others with
-    their protocol's first name; unsigned. UserError where what reads its protocol is not installed."""
-    if _CHAINED.search(uri) or not has_protocol(uri):
-        return unsigned(uri)
-    protocol = _protocol(uri)
-    system = fsspec.get_filesystem_class(protocol)
-    path = str(system._strip_protocol(uri))
-    if issubclass(system, LocalFileSystem):
-        return posixpath.normpath(path)
-    name = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
-    return unsigned(path if path.startswith(f"{protocol}://") else f"{name}://{path}")
 
 
 _METHODS = (
@@ -166,6 +131,12 @@ def as_os_error(error: Exception) -> Exception:
     return FileNotFoundError(told) if getattr(error, "status", None) in _GONE else OSError(told)
 
 
+def wants_credentials(error: BaseException) -> bool:
+    """Whether a store's client says that it has nothing to show to the store."""
+    kinds = (type(error), type(error.__cause__))
+    return any("Credential" in kind.__name__ or "TokenRetrieval" in kind.__name__ for kind in kinds)
+
+
 def _of_a_client(error: BaseException, clients: frozenset[str] = _CLIENTS) -> bool:
     return any(kind.__module__.partition(".")[0] in clients for kind in type(error).__mro__)
 
@@ -178,30 +149,6 @@ def _connect(fs: fsspec.AbstractFileSystem, uri: str) -> None:
         count_requests(fs)
     except BotoCoreError as error:
         raise UserError(f"{uri}: {error}") from None
-
-
-_SIGNING = re.compile(
-    r"x-amz-.+|x-goog-.+|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|hdnts"
-    r"|sig|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv|token|(access|auth)_token|jwt"
-    r"|hdnea|hdntl",
-    re.IGNORECASE,
-)
-_SIGNED = re.compile(
-    r"(x-amz-signature|x-goog-signature|signature|sig|hdnts|hdnea|hdntl|token|(access|auth)_token|jwt)=",
-    re.IGNORECASE,
-)
-_USER = re.compile(r"^(https?://)[^/@?]*@", re.IGNORECASE)
-
-
-def unsigned(uri: str) -> str:
-    """A URL without what lets one in: a user's name and password, and the signature of a presigned one (of
-    S3, Google, Azure, CloudFront, Akamai), since the same object's next signature is another."""
-    uri = _USER.sub(r"\1", uri)
-    address, _, query = uri.partition("?")
-    if not uri.lower().startswith(("http://", "https://")) or not _SIGNED.search(query):
-        return uri
-    kept = [part for part in query.split("&") if not _SIGNING.fullmatch(part.partition("=")[0])]
-    return f"{address}?{'&'.join(kept)}" if kept else address
 
 
 def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
@@ -356,6 +303,11 @@ def _written_aside(file: Path, data: bytes) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+_GROUPS = ("headers", "client_kwargs", "config_kwargs")
+_COUNTED = re.compile("(size|blocks|timeout|attempts|connections|concurrency|ttl|port)$")
+"""Options whose digits are a number, and no name, as of a key or a project."""
+
+
 def parse_options(pairs: list[str]) -> dict[str, Any]:
     """`key=value` pairs as fsspec options; dotted keys nest (client_kwargs.region_name=...)."""
     options: dict[str, Any] = {}
@@ -373,5 +325,10 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
                 raise UserError(f"--storage-option {folder} is given as a value and as {key}")
         if isinstance(node.get(leaf), dict):
             raise UserError(f"--storage-option {key} is given as a value and as {key}.<name>")
-        node[leaf] = {"true": True, "false": False}.get(value.lower(), value)
+        if leaf in _GROUPS:
+            raise UserError(f"--storage-option {key} is a group; write {key}.NAME=VALUE")
+        number = value.isascii() and value.isdigit() and _COUNTED.search(leaf)
+        node[leaf] = (
+            int(value) if number else {"true": True, "false": False}.get(value.lower(), value)
+        )
     return options

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +22,11 @@ from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner, _
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import segment_rows
 from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
 from emolake.pipeline.video.decode import VideoInfo
 from tests.conftest import ROOT, SMALL_CROPS
+from tests.pipeline.video.test_transcripts import CUES, subtitled
 
 POISON = "tests.actors.poison_child"
 
@@ -252,3 +257,31 @@ def test_a_detector_that_cannot_be_loaded_fails_the_job_with_its_reason(demo_vid
     segments = SegmentPlanner(lost)(videos(demo_videos / "portrait.mp4"))
     with pytest.raises(JobFailed, match=r"cannot start: faces.weights: /none/here.pth does not"):
         FaceActor(lost)(segments)
+
+
+def test_a_presigned_videos_own_subtitles_are_read_though_no_sidecar_can_be_asked_for(
+    tmp_path: Path,
+) -> None:
+    subtitled(tmp_path / "talk.mkv")
+
+    class WantsASignature(SimpleHTTPRequestHandler):
+        def send_head(self) -> Any:
+            if "X-Amz-Signature=f00" not in self.path:
+                self.send_error(403)
+                return None
+            return super().send_head()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    serve = partial(WantsASignature, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/talk.mkv"
+        opened = {"signed_uri": f"{uri}?X-Amz-Signature=f00", "transcript_uri": None}
+        wanted = replace(settings(), needs=Needs(transcript=True), network=True)
+        row = videos(tmp_path / "talk.mkv", uri=uri, **opened)
+        (segment,) = run(FaceActor(wanted), SegmentPlanner(wanted)(row))
+        server.shutdown()
+    assert (segment["reason"], segment["detail"]) == (None, None)
+    assert [cue["text"] for cue in segment["cues"]] == [cue.text for cue in CUES]

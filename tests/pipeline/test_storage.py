@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -12,18 +13,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from emolake.pipeline.corpus.listing import stat_video
+from emolake.pipeline.corpus.listing import find_videos, stat_video
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.storage import files
 from emolake.pipeline.storage.files import (
     Storage,
     as_os_error,
-    canonical,
     create_exclusively,
     parse_options,
-    unsigned,
 )
+from emolake.pipeline.storage.names import canonical, namer, unsigned
 
 
 def refusal(code: str, status: int) -> OSError:
@@ -183,11 +183,29 @@ def test_what_opens_an_object_store_is_not_sent_to_a_web_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["https://user:f00@host/a.mp4", "https://h/a.mp4?token=f00", "http://h/a?hdnts=exp=1~hmac=f00"]
-)  # fmt: skip
+    "uri",
+    [
+        "https://user:f00@host/a.mp4",
+        "https://f00@host/a.mp4",
+        "https://u:p@f00@host/a.mp4",
+        "ftp://user:f00@host/a.mp4",
+        "simplecache::https://u:f00@host/a.mp4",
+        "https://h/a.mp4?token=f00",
+        "https://h/a.mp4?v=1&apikey=f00",
+        "https://h/a.mp4?my2password=f00",
+        "http://h/a?hdnts=exp=1~hmac=f00",
+        "zip://a.mp4::https://h/a.zip?X-Amz-Signature=f00",
+    ],
+)
 def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
     assert "f00" not in unsigned(uri)
     assert "f00" not in in_a_line(f"cannot open {uri} today")
+    assert "f00" not in canonical(uri)
+
+
+def test_a_line_of_something_long_is_made_at_once() -> None:
+    for letters in ("a-", "token", "x://"):
+        assert in_a_line(letters * 100_000, 10) == (letters * 10)[:10]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +216,12 @@ def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
         ("s3://b/what?v=1#2.mp4", "s3://b/what?v=1#2.mp4"),
         ("https://h/a.mp4?v=1", "https://h/a.mp4?v=1"),
         ("/v/std::vector.mp4", "/v/std::vector.mp4"),
+        ("//v/a.mp4", "/v/a.mp4"),
+        ("file:////v/a.mp4", "/v/a.mp4"),
+        ("ftp://host1/a.mp4", "ftp://host1/a.mp4"),
+        ("webhdfs://cluster:9870/v/a.mp4", "webhdfs://cluster:9870/v/a.mp4"),
+        ("hdfs://namenode/v/a.mp4", "hdfs://namenode/v/a.mp4"),
+        ("ftp://[bad/a.mp4", "ftp://[bad/a.mp4"),
     ],
 )
 def test_a_video_has_one_name_however_it_is_spelt(spelt: str, name: str) -> None:
@@ -208,3 +232,73 @@ def test_a_video_has_one_name_however_it_is_spelt(spelt: str, name: str) -> None
 def test_an_option_is_a_value_or_a_group(pairs: list[str]) -> None:
     with pytest.raises(UserError, match="is given as a value and as"):
         parse_options(pairs)
+
+
+@pytest.mark.parametrize("pair", ["headers=Authorization:x", "client_kwargs.headers=x"])
+def test_a_group_of_options_is_no_value(pair: str) -> None:
+    with pytest.raises(UserError, match=r"is a group; write .*\.NAME=VALUE"):
+        parse_options([pair])
+
+
+def test_options_that_count_are_numbers_and_names_are_not() -> None:
+    told = ["block_size=1048576", "config_kwargs.connect_timeout=5", "key=0042", "project=7"]
+    assert parse_options(told) == {
+        "block_size": 1048576,
+        "config_kwargs": {"connect_timeout": 5},
+        "key": "0042",
+        "project": "7",
+    }
+
+
+class OneOfTwoHosts(MemoryFileSystem):
+    """Leaves the host out of its paths, as FTP's, HDFS' and SFTP's file systems do."""
+
+    protocol = "ftp"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path
+
+
+def test_files_of_two_hosts_are_two_whose_names_keep_the_host() -> None:
+    fs = OneOfTwoHosts(skip_instance_cache=True)
+    for host in ("one", "u:f00@two:21"):
+        assert namer(f"ftp://{host}/v", fs)("/v/a.mp4") == f"ftp://{host}/v/a.mp4"
+
+
+def test_azures_names_keep_account_and_container() -> None:
+    class Azure(MemoryFileSystem):
+        protocol = "abfs"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "c/v" if "://" in path else path  # as adlfs, which is not installed here
+
+    account = "abfs://c@account.dfs.core.windows.net"
+    assert namer(f"{account}/v", Azure())("c/v/a.mp4") == f"{account}/v/a.mp4"
+    assert unsigned(f"{account}/v/a.mp4") == f"{account}/v/a.mp4"
+
+
+def test_a_server_that_is_away_costs_the_rows_that_name_it(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("uri\na.mp4\nftp://127.0.0.1:9/a.mp4\nftp://[bad/a.mp4\n")
+    rows = [r for table in find_videos([str(manifest)], Storage()) for r in table.to_pylist()]
+    assert [row["missing"] for row in rows] == [None, "storage_error", "not_found"]
+    with pytest.raises(UserError, match="cannot be listed"):
+        list(find_videos(["ftp://127.0.0.1:9/"], Storage()))
+    with pytest.raises(UserError, match="cannot be reached"):
+        Lake.at("ftp://127.0.0.1:9/out", Storage())
+
+
+def test_a_manifests_bucket_without_credentials_is_the_runs_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="NoCredentialsError"):
+        stat_video(
+            "s3://bucket/a.mp4", Storage({"endpoint_url": "http://127.0.0.1:9", "use_ssl": False})
+        )

@@ -242,6 +242,15 @@ def test_options_of_every_kind_go_along(monkeypatch: pytest.MonkeyPatch, tmp_pat
             ["--address", "http://h:1", "--storage-option", "endpoint_url=http://u:x@minio"],
             "in the job's arguments",
         ),
+        *(
+            (["--address", "http://h:1", "--storage-option", option], "in the job's arguments")
+            for option in (
+                "client_kwargs.headers.Authorization=Bearer f00",
+                "headers.Cookie=f00",
+                "passwd=f00",
+                "endpoint_url=https://f00@minio",
+            )
+        ),
         (["--address", "http://h:1", "--set", "facess.min_face=1"], "did you mean"),
         (["--address", "http://h:1", "--working-dir", "/none"], "is no folder"),
         (["--address", "http://h:1", "--runtime-env", "/none"], "cannot be read"),

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
-from emolake.pipeline.corpus.listing import find_videos
+from emolake.pipeline.corpus.listing import _beside, find_videos
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.storage.files import Storage, unsigned
+from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.names import unsigned
 from tests.conftest import S3
 
 PARTS = [*"aZ0 #?%[]{}*!&;'\"~^$@+=,.-_é", "e\u0301", "日", "::", "%20", "..", "\t"]
@@ -137,6 +138,33 @@ def test_a_manifest_in_a_bucket_names_what_lies_beside_it(s3: S3) -> None:
     ]
 
 
+def test_an_absolute_path_in_a_buckets_manifest_is_no_other_bucket(s3: S3) -> None:
+    fs = s3.fs()
+    fs.pipe_file(f"{s3.bucket}/v/x.mp4", b"x")
+    path = f"{s3.bucket}/absolute.csv"
+    fs.pipe_file(path, f"uri\n/{s3.bucket}/v/x.mp4\n".encode())
+    storage = Storage({"endpoint_url": s3.endpoint, "key": "k", "secret": "s"})
+    rows = [r for t in find_videos([f"s3://{path}"], storage) for r in t.to_pylist()]
+    assert [(r["uri"], r["missing"]) for r in rows] == [(f"/{s3.bucket}/v/x.mp4", "not_found")]
+
+
+@pytest.mark.parametrize("query", ["", "?v=1", "?hdnts=exp=1~acl=/*~hmac=f00"])
+def test_a_manifest_on_a_web_server_names_what_lies_beside_it(query: str) -> None:
+    beside = _beside(f"https://h/lists/m.csv{query}")
+    assert [beside(name) for name in ("a.mp4", "../v/b.mp4", "/c.mp4", "s3://b/d.mp4")] == [
+        *("https://h/lists/a.mp4", "https://h/v/b.mp4", "https://h/c.mp4", "s3://b/d.mp4")
+    ]
+
+
+def test_columns_of_others_are_passed_over_whatever_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    rows = ["uri,note,corpus"] + ["a.mp4,1,c"] * 60_000 + ["a.mp4,words,c"]
+    (tmp_path / "m.csv").write_text("\ufeff" + "\n".join(rows) + "\n")
+    tables = list(find_videos([str(tmp_path / "m.csv")], Storage()))
+    assert sum(table.num_rows for table in tables) == 60_001
+    assert {c for table in tables for c in table["corpus"].to_pylist()} == {"c"}
+
+
 def test_a_presigned_url_that_is_gone_is_no_pattern_and_keeps_its_signature(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/a.mp4?X-Amz-Signature=f00"
     with pytest.raises(UserError) as caught:
@@ -160,6 +188,9 @@ def test_a_pattern_still_is_one_where_nothing_is_called_so(tmp_path: Path) -> No
         ({"transcript_uri": 12}, "transcript_uri 12 is no text"),
         ({"size": "ten"}, "size 'ten' is no number of bytes"),
         ({"size": -1}, "size -1 is no number"),
+        ({"size": 1 << 63}, "is no number of bytes"),
+        ({"etag": "\ud800"}, "is no Unicode"),
+        ({"age": "\ud800"}, "is no Unicode"),
         ({"uri": None}, "row 2 has no uri"),
         ({"uri": "a\ud800.mp4"}, "is no Unicode"),
     ],

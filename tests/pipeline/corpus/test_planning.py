@@ -224,6 +224,16 @@ def test_a_manifest_that_tells_size_and_etag_is_believed(tmp_path: Path, suffix:
     ]
 
 
+def test_a_video_is_read_by_whichever_mention_can_be_read(lake: Lake) -> None:
+    expired = video("new") | {"missing": "storage_error", "signed_uri": "https://h/?old"}
+    fresh = video("new") | {"signed_uri": "https://h/?new"}
+    for rows in ([expired, fresh], [fresh, expired]):
+        plan = make_plan(listed(rows), ledger_shards(lake), Config(), HASH)
+        (todo,) = [row for part in plan.todo.parts() for row in part.to_pylist()]
+        assert (todo["missing"], todo["signed_uri"]) == (None, "https://h/?new")
+        assert (plan.total, plan.repeated) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -163,8 +163,7 @@ Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
 """
 
 
-def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
-    path = tmp_path / "subtitled.mkv"
+def subtitled(path: Path) -> Path:
     with av.open(str(path), "w") as film:
         video = film.add_stream("mpeg4", rate=10)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
@@ -181,7 +180,11 @@ def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
             packet.pts = packet.dts = round(cue.start_s * 1000)
             packet.duration = round((cue.end_s - cue.start_s) * 1000)
             film.mux(packet)
-    assert read_subtitles(str(path)) == CUES
+    return path
+
+
+def test_a_subtitle_stream_is_a_transcript(tmp_path: Path) -> None:
+    assert read_subtitles(str(subtitled(tmp_path / "subtitled.mkv"))) == CUES
 
 
 def test_a_segment_reads_its_own_part_of_a_films_subtitles(tmp_path: Path) -> None:

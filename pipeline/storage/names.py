@@ -1,0 +1,112 @@
+"""What a video is called: one spelling of its URI, without what lets one in."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from emolake.pipeline.errors import CONFIDENTIAL, USER, UserError, in_a_line
+
+_CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
+_WEB = ("http://", "https://")
+_SECRET = re.compile(CONFIDENTIAL, re.IGNORECASE)
+_SIGNING = re.compile(
+    r"x-amz-.+|x-goog-.+|awsaccesskeyid|googleaccessid|expires|policy|key-pair-id"
+    r"|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv",
+    re.IGNORECASE,
+)
+"""What stands beside the signature of a presigned URL (of S3, Google, Azure, CloudFront)."""
+
+
+def is_plain(uri: str) -> bool:
+    """A name may hold `::`, which fsspec takes for a chain of file systems: it is one where a URI follows."""
+    return "::" in uri and not _CHAINED.search(uri)
+
+
+def protocol_of(uri: str) -> str:
+    if is_plain(uri) and "://" not in uri:
+        return "file"
+    return str(fsspec.utils.get_protocol(uri))
+
+
+def has_protocol(uri: str) -> bool:
+    """Whether there is such a protocol. UserError where there is, and what reads it is not installed."""
+    try:
+        fsspec.get_filesystem_class(protocol_of(uri))
+    except ValueError:
+        return False
+    except ImportError as error:
+        raise UserError(f"{in_a_line(uri)}: {in_a_line(error, 300)}") from None
+    return True
+
+
+def canonical(uri: str) -> str:
+    """The one spelling of a video's name: local files by their absolute path without `..`, all others with
+    their protocol's first name; unsigned. UserError where what reads its protocol is not installed."""
+    if _CHAINED.search(uri) or not has_protocol(uri):
+        return unsigned(uri)
+    system = fsspec.get_filesystem_class(protocol_of(uri))
+    try:
+        path = str(system._strip_protocol(uri))
+    except ValueError:  # no name at all, such as of a host `[`
+        return unsigned(uri)
+    if issubclass(system, LocalFileSystem):
+        return local_name(path)
+    if _leaves_out(path, uri):
+        return unsigned(uri)
+    name = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    return unsigned(path if "://" in path else f"{name}://{path}")
+
+
+def local_name(path: str) -> str:
+    # POSIX lets two leading slashes mean something else; no system that we run on does.
+    return posixpath.normpath(f"/{path.lstrip('/')}" if path.startswith("//") else path)
+
+
+def namer(uri: str, fs: fsspec.AbstractFileSystem) -> Callable[[str], str]:
+    """What the files are called that a file system tells by their paths, which was had for `uri`: local ones
+    by their plain absolute path without `..`, all others with their protocol, and with the host where paths
+    of theirs leave it out."""
+    if isinstance(fs, LocalFileSystem):
+        return local_name
+    if not _CHAINED.search(uri) and _leaves_out(str(fs._strip_protocol(uri)), uri):
+        begin = _AUTHORITY.match(uri)
+        assert begin is not None
+        # Azure's name a container before the host, and in the path.
+        container = begin[1].partition("@")[0] + "/" if uri.lower().startswith(_AZURE) else ""
+        return lambda path: f"{begin[0]}/{path.lstrip('/').removeprefix(container)}"
+    return lambda path: str(fs.unstrip_protocol(path))
+
+
+_AZURE = ("abfs://", "abfss://", "wasb://", "wasbs://")
+
+
+def _leaves_out(path: str, uri: str) -> bool:
+    """Whether a file system's path of a URI lacks the host, or what else stands in its place."""
+    match = _AUTHORITY.match(uri)
+    return match is not None and match[1] not in path.split("/")
+
+
+def unsigned(uri: str) -> str:
+    """A URI without what lets one in: a user's name and password, and of a URL's query what is confidential
+    by its name and what belongs to a signature, since the same object's next signature is another."""
+    return "::".join(map(_unsigned, uri.split("::"))) if _CHAINED.search(uri) else _unsigned(uri)
+
+
+def _unsigned(uri: str) -> str:
+    uri = USER.sub(r"\1", uri)
+    address, _, query = uri.partition("?")
+    names = [part.partition("=")[0] for part in query.split("&")]
+    if not uri.lower().startswith(_WEB) or not any(map(_SECRET.fullmatch, names)):
+        return uri
+    kept = [
+        part
+        for part, name in zip(query.split("&"), names, strict=True)
+        if not (_SECRET.fullmatch(name) or _SIGNING.fullmatch(name))
+    ]
+    return f"{address}?{'&'.join(kept)}" if kept else address
