@@ -102,7 +102,7 @@ class Lake:
         return sorted(files, key=lambda f: f.path)
 
     def partial_files(self) -> list[tuple[str, str]]:
-        """Files written aside that have no name yet: path and commit id."""
+        """Tables' files written aside that have no name yet: path and commit id."""
         if not is_local(self.fs):
             return []
         return [
@@ -111,6 +111,12 @@ class Lake:
             for path in self.fs.find(self.path(table))
             if (match := _PARTIAL.search(path)) is not None
         ]
+
+    def partial_records(self) -> list[str]:
+        """The same of runs' records. Only who holds the output writes them."""
+        if not is_local(self.fs):
+            return []
+        return [p for p in self.fs.find(self.path(RUNS)) if p.endswith(PARTIAL_SUFFIX)]
 
     def abort_uploads(self, dead: Callable[[str], bool]) -> None:
         """Gives up what was to be a file of some commits and came only half to an S3 store, where it is

@@ -173,6 +173,7 @@ def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], throu
         ):
             lake.remove(f.path for f in data if f.commit_id == commit_id)
     lake.remove(path for path, commit in lake.partial_files() if lease_of(commit) <= through)
+    lake.remove(lake.partial_records())
     lake.abort_uploads(lambda commit_id: lease_of(commit_id) <= through)
 
 

@@ -353,6 +353,19 @@ def test_what_comes_back_while_it_is_forgotten_is_not_published(
     assert set(read_annotations(lake.uri)["video_id"].to_pylist()) == {"b"}
 
 
+def test_run_records_tell_nothing_of_it_where_a_quotation_was_cut_or_never_ended(
+    tmp_path: Path,
+) -> None:
+    lake, uri = lake_at(tmp_path), "/archive/2026/somebody.mp4"
+    commit_segments(lake, [segment("a", uri=uri), segment("b")], RUN, no_fence)
+    write_run(lake, {"run_id": "r", "config_hash": "c", "error": f"no frame in {uri[:-6]}"})
+    (tmp_path / "_runs" / "r" / ".run.json.f00.partial").write_text(f'{{"error": "{uri}')
+    assert forget(lake, uri) == 0
+    told = [p.read_text() for p in (tmp_path / "_runs" / "r").iterdir()]
+    assert len(told) == 1
+    assert "some" not in told[0]
+
+
 def test_whoever_finishes_for_a_killed_forgetter_blackens_the_records_too(tmp_path: Path) -> None:
     lake = full(tmp_path)
     begin(lake, {"/v/a.mp4"}, NoFence(number=9))
