@@ -37,7 +37,8 @@ from tests.pipeline.lake.test_lake import segment
 
 FORGETTABLE = ("a", "s")
 VIDEOS = ("a", "b", "n", "s")  # n shows no face, s has windows of what is said and no track
-Seen = Counter[tuple[str, int]]
+Key = tuple[str, int, int]
+"""video@version, segment, of how many."""
 
 
 class AtOnce:
@@ -93,7 +94,11 @@ class Play:
         self.failures = self.random.choice(
             (0.0, 0.1, 0.5)
         )  # share of segments that fail for a reason that may pass
-        self.newest: dict[str, int] = {}
+        self.versions = dict.fromkeys(VIDEOS, 0)
+        """Of the objects: each has other segments than the one before."""
+        self.changes = self.random.choice((0.0, 0.35))
+        self.newest: dict[tuple[str, int, int], int] = {}
+        self.whole: dict[str, int] = {}
         self.to_forget: set[str] = set()
         self._told: tuple[set[str], list[dict]] = (set(), [])
         self._parsed: dict[bytes, pa.Table] = {}
@@ -139,14 +144,19 @@ class Play:
             try:
                 ledger = recover(me.lake, held.fence)
                 known = [row for part in ledger.parts() for row in newest(part)]
-                done = {row["video_id"] for row in known if row["state"] != "failed"}
+                done = {key_of(row) for row in known if row["state"] != "failed"}
+                if self.random.random() < self.changes:
+                    self.versions[self.random.choice(VIDEOS)] += 1
                 again = self.random.sample(VIDEOS, 2) if reprocess else ()
                 forgotten = Forgotten.of(me.lake)
                 todo = [
-                    video
+                    key
                     for video in VIDEOS
-                    if (video not in done or video in again) and uri(video) not in forgotten
+                    if uri(video) not in forgotten
+                    for key in self.segments_of(video)
+                    if key not in done or video in again
                 ]
+                self.random.shuffle(todo)
                 while todo:
                     some = [todo.pop() for _ in range(self.random.randint(1, len(todo)))]
                     for _ in range(self.random.choice((1, 1, 2))):  # Ray may run a task twice
@@ -164,16 +174,21 @@ class Play:
         work.name = name
         return work
 
-    def writer(self, fence: Fence, run: str, videos: list[str]):
+    def segments_of(self, video: str) -> list[Key]:
+        version = self.versions[video]
+        of = 1 + version % 2
+        return [(f"{video}@{version}", index, of) for index in range(of)]
+
+    def writer(self, fence: Fence, run: str, keys: list[Key]):
         def work(me: Actor) -> None:
             commit_segments(
                 me.lake,
                 [
-                    segment(video, windows=0, failed=True, reason="timeout")
+                    segment(video, index, of=of, windows=0, failed=True, reason="timeout")
                     if self.random.random() < self.failures
-                    else segment(video, windows=0 if video == "n" else 1)
-                    | ({"tracks": []} if video == "s" else {})
-                    for video in videos
+                    else segment(video, index, of=of, windows=0 if video[0] == "n" else 1)
+                    | ({"tracks": []} if video[0] == "s" else {})
+                    for video, index, of in keys
                 ],
                 RunStamp(run, "2026-01-31", "c"),
                 Fence(me.lake, fence.number),
@@ -215,15 +230,12 @@ class Play:
         def work(me: Actor) -> None:
             for table in known:
                 rows = live_rows(me.lake, table)
-                seen: Seen = Counter(
-                    zip(
-                        rows["video_id"].to_pylist(),
-                        rows["window"].to_pylist() if table != LEDGER else itertools.repeat(0),
-                        strict=False,
-                    )
-                )
+                columns = ["video_id", "segment", *([] if table == LEDGER else ["window"])]
+                seen = Counter(zip(*(rows[name].to_pylist() for name in columns), strict=True))
                 assert not seen or max(seen.values()) == 1, f"{table}: doubled: {seen}"
-                there = {video for video, _ in seen}
+                versions = {key[0] for key in seen}
+                there = {video[0] for video in versions}
+                assert len(versions) == len(there), f"{table}: two versions: {versions}"
                 wanted = known[table] - self.to_forget
                 assert wanted <= there, f"{table}: lost {wanted - there}"
                 self.ever_seen[table] |= there
@@ -253,14 +265,17 @@ class Play:
         if self.store.objects.keys() == self._told[0]:
             return
         for row in self.ledger():
-            if row["standing"] == "stale" or row["video_id"] in self.to_forget:
+            video, _, version = row["video_id"].partition("@")
+            if row["standing"] == "stale" or video in self.to_forget:
                 continue
             if row["standing"] == "live":
-                before = self.newest.get(row["video_id"], 0)
-                assert row["lease"] >= before, (
-                    f"{row['video_id']}: older than was to be seen before"
-                )
-                self.newest[row["video_id"]] = row["lease"]
+                key = key_of(row)
+                before = self.newest.get(key, 0)
+                assert row["lease"] >= before, f"{key}: older than was to be seen before"
+                self.newest[key] = row["lease"]
+                if row["state"] != "failed" and row["n_segments"] == 1:
+                    assert int(version) >= self.whole.get(video, 0), f"{key}: an older version"
+                    self.whole[video] = int(version)
             for table, n in (("annotations", row["n_windows"]), ("tracks", row["n_tracks"])):
                 if n:
                     held = self.rows(table, row["commit_id"])
@@ -297,7 +312,7 @@ class Play:
         for actor in self.living:
             actor.kill()
         self.check()
-        self.failures = 0.0
+        self.failures = self.changes = 0.0
         last = self.start(self.driver(reprocess=False))
         self.finish(last)
         assert last.error is None, repr(last.error)
@@ -313,7 +328,12 @@ class Play:
         forgotten = {video for video in self.to_forget if self.is_forgotten(video)}
         expected = {"annotations": "abs", "tracks": "ab", LEDGER: "abns"}
         assert found == {
-            table: [video for video in videos if video not in forgotten]
+            table: [
+                key[0]
+                for video in videos
+                if video not in forgotten
+                for key in self.segments_of(video)
+            ]
             for table, videos in expected.items()
         }
         reader = self.start(self.reader())
@@ -329,6 +349,10 @@ class Play:
                 writer.advance()
             self.check()
         raise AssertionError(f"{actor.name} does not end")
+
+
+def key_of(row: dict) -> Key:
+    return row["video_id"], row["segment"], row["n_segments"]
 
 
 def uri(video: str) -> str:
