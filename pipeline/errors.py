@@ -64,14 +64,13 @@ CONFIDENTIAL = (
 )
 """Names (a regular expression, any case) whose values are not for logs and tables."""
 _TOLD = re.compile(rf"\b({CONFIDENTIAL})=[^&;\s'\"]+", re.IGNORECASE)
-USER = re.compile(
-    r"(?<![a-z0-9+.-])((?!(?:abfss?|wasbs?)://)[a-z][a-z0-9+.-]{0,20}://)[^/?#\s]*@", re.IGNORECASE
+_USER = re.compile(
+    r"(?<![a-z])((?!(?:abfss?|wasbs?|az|oci)://)[a-z][a-z0-9+.-]{0,20}://)[^/?#\s]*@", re.IGNORECASE
 )
-"""Who one is, and the password, before a URI's host; Azure's name a container there."""
 
 
 def in_a_line(told: object, most: int | None = None) -> str:
     """What others say in many lines, as the first `most` characters of one; passwords and signatures of
     URLs in it are left out."""
     line = " ".join(str(told).split())
-    return USER.sub(r"\1...@", _TOLD.sub(r"\1=...", line))[:most]
+    return _USER.sub(r"\1...@", _TOLD.sub(r"\1=...", line))[:most]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _HARMLESS = re.compile(
     r"endpoint_url|anon|profile|requester_pays|use_ssl|version_aware|default_block_size|block_size|encoded|project"
-    r"|region|location|account_name|consistency|config_kwargs\..+"
+    r"|region|location|account_name|consistency|max_concurrency|listings_expiry_time|use_listings_cache"
+    r"|default_(fill_cache|cache_type)|config_kwargs\.(?!.*(password|secret|token|prox)).+"
     r"|client_kwargs\.(endpoint_url|region_name|verify|use_ssl)"
 )
 """Storage options that hold no secret, whoever reads them."""

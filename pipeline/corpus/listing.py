@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import io
 import itertools
 import json
 import posixpath
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -26,7 +25,7 @@ from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import LISTED_ROW
 from emolake.pipeline.storage.files import Storage, is_local, os_errors, wants_credentials
-from emolake.pipeline.storage.names import canonical, has_protocol, namer, unsigned
+from emolake.pipeline.storage.names import canonical, has_protocol, is_no_name, namer, unsigned
 
 VIDEO_SUFFIXES = frozenset(
     {"3g2", "3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"}
@@ -39,6 +38,7 @@ _MANIFEST_COLUMNS = ("uri", "corpus", "transcript_uri", *ATTRIBUTES, "size", "et
 _WEB = ("http://", "https://")
 _STAT_THREADS = 32
 _TELLING = 256  # bytes
+_BEGINNING = 1 << 20
 _ROWS_AT_ONCE = 8192
 
 
@@ -182,9 +182,8 @@ def _is_code(fs: fsspec.AbstractFileSystem, path: str) -> bool:
         begin = bytes(fs.cat_file(path, start=0, end=_TELLING)).decode("utf-8-sig", "replace")
     except OSError:
         return False
-    return bool(begin) and all(
-        sign.isprintable() or sign.isspace() for sign in begin.rstrip("\ufffd")
-    )
+    whole = begin.rstrip("\ufffd")
+    return bool(whole) and all(sign.isprintable() or sign.isspace() for sign in whole)
 
 
 def is_video_name(path: str) -> bool:
@@ -269,16 +268,14 @@ def _beside(manifest: str) -> Callable[[str], str]:
     """What a manifest means by a uri. An absolute path is one of this machine, wherever the manifest lies;
     in a web server's it is one of that server."""
     web = manifest.startswith(_WEB)
-    protocol, sign, path = manifest.rpartition("://")
+    protocol, sign, path = (manifest.partition("?")[0] if web else manifest).rpartition("://")
     folder = posixpath.dirname(path)
 
     def beside(uri: str) -> str:
         if "://" in uri:
             return uri
-        if web:
-            return urljoin(manifest.partition("?")[0], uri)
         if uri.startswith("/"):
-            return uri
+            return protocol + sign + path.partition("/")[0] + uri if web else uri
         return protocol + sign + posixpath.normpath(posixpath.join(folder, uri))
 
     return beside
@@ -289,8 +286,7 @@ def stat_video(uri: str, storage: Storage, **extra: Any) -> Video:
     kind can be had."""
     named = canonical(uri)
     try:
-        urlsplit(uri)
-        if not has_protocol(uri):
+        if is_no_name(uri) or not has_protocol(uri):
             return Video(named, None, "", missing="not_found", **extra)
         fs, path = storage.locate(uri)
         info = fs.info(path)
@@ -362,14 +358,24 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 def _csv_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     text = {name: pa.int64() if name == "size" else pa.string() for name in _MANIFEST_COLUMNS}
     # Of other people's columns the kind would be guessed by their beginning.
-    header = next(csv.reader([stream.readline().decode("utf-8-sig", "replace")]), [])
-    _demand_uri(header)
-    stream.seek(0)
+    beginning = stream.read(_BEGINNING)
+    names = pyarrow.csv.open_csv(
+        io.BytesIO(beginning),
+        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=lambda _: "skip"),
+    ).schema.names
+    _demand_uri(names)
+    header = [name for name in names if name in text]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise LookupError(f"has two columns {twice[0]!r}")
+    try:
+        stream.seek(0)
+    except (ValueError, OSError):  # of a web server that cannot send parts
+        stream = io.BytesIO(beginning + stream.read())
     options = pyarrow.csv.ConvertOptions(
         column_types=text,
         strings_can_be_null=True,
         null_values=[""],
-        include_columns=[name for name in header if name in text],
+        include_columns=header,
     )
     reader = pyarrow.csv.open_csv(stream, convert_options=options)
     for batch in reader:

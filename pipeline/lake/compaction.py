@@ -21,7 +21,7 @@ from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.schema import TABLES, VIDEOS, sort_keys
-from emolake.pipeline.storage.shards import Shards
+from emolake.pipeline.storage.shards import Joined, Shards
 
 _MERGED_BYTES = 1 << 30
 """Of rows in memory: what is merged at once, however well it packs. Arrow's strings end at 2 GiB a column."""
@@ -109,17 +109,17 @@ def _merge(lake: Lake, group: list[Commit], rows: pa.Table, fence: Fence) -> Non
         commit[name] for commit in group for name in DATA_TABLES if name in commit
     )
     taken: list[Commit] = []
-    tables: dict[str, list[pa.Table]] = {name: [] for name in DATA_TABLES}
+    tables = {name: Joined() for name in DATA_TABLES}
     held = 0
     for commit in group:
         own = [next(read) for name in DATA_TABLES if name in commit]
         size = sum(table.nbytes for _, table in own)
         if held + size > _MERGED_BYTES:
             _replace(lake, taken, tables, rows, fence)
-            taken, tables, held = [], {name: [] for name in DATA_TABLES}, 0
+            taken, tables, held = [], {name: Joined() for name in DATA_TABLES}, 0
         taken.append(commit)
         for file, table in own:
-            tables[file.table].append(table)
+            tables[file.table].add(table)
         held += size
     _replace(lake, taken, tables, rows, fence)
 
@@ -127,7 +127,7 @@ def _merge(lake: Lake, group: list[Commit], rows: pa.Table, fence: Fence) -> Non
 def _replace(
     lake: Lake,
     commits: list[Commit],
-    tables: dict[str, list[pa.Table]],
+    tables: dict[str, Joined],
     ledger: pa.Table,
     fence: Fence,
 ) -> None:
@@ -135,7 +135,8 @@ def _replace(
     if len(commits) < 2:
         return
     ids = [commit[LEDGER].commit_id for commit in commits]
-    parts = tables | {LEDGER: [ledger.filter(pc.is_in(ledger["commit_id"], pa.array(ids)))]}
+    own = ledger.filter(pc.is_in(ledger["commit_id"], pa.array(ids)))
+    parts = {name: of_one.tables for name, of_one in tables.items()} | {LEDGER: [own]}
     merged = {}
     for name, of_one in parts.items():
         order = [(key, "ascending") for key in sort_keys(TABLES[name])]

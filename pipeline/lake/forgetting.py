@@ -22,7 +22,7 @@ from emolake.pipeline.lake.runs import run_records
 from emolake.pipeline.storage.files import write_whole
 
 _ERASED = "(forgotten)"
-_TELLING = 8  # letters of a uri
+_LONG = 200
 _NOT_BLACKENED = ("output", "run_id", "config_hash")
 
 
@@ -120,10 +120,10 @@ def _blackened(value: Any, uris: Collection[str]) -> Any:
     if isinstance(value, str):
         for uri in uris:
             value = value.replace(uri, _ERASED)
-            # What is quoted is cut to a length.
-            cut = (uri[:n] for n in range(len(uri) - 1, _TELLING, -1))
-            if end := next(filter(value.endswith, cut), None):
-                value = value.removesuffix(end) + _ERASED
+            # What is quoted at length is cut, and may end within a name.
+            at = value.rfind(uri[: uri.rfind("/") + 2]) if len(value) >= _LONG else -1
+            if at >= 0 and uri.startswith(value[at:]):
+                value = value[:at] + _ERASED
     return value
 
 

@@ -4,7 +4,8 @@ Rows are copied and not registered where they stand: settling and compaction rem
 snapshot of last month must still be readable. What is published already is told by the tables
 themselves, segment by segment (_KEYS); so a publishing that was killed, or
 comes twice, or comes after ten runs, adds what is missing, takes out what was replaced, and each
-table gets one snapshot, or none where nothing changed. The `videos` table comes last.
+table gets one snapshot, or none where nothing changed. The `videos` table comes last: of what it does
+not tell yet the other tables are written anew.
 
 Only the holder of the output's lease may publish.
 """
@@ -12,8 +13,8 @@ Only the holder of the output's lease may publish.
 from __future__ import annotations
 
 import itertools
+import json
 import os
-import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +22,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
+from emolake.pipeline.lake.lease import LeaseLost
 from emolake.pipeline.lake.ledger import Segments, gather, ledger_parts, needing
 from emolake.pipeline.lake.reading import Snapshot, table_schema
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import is_local
-from emolake.pipeline.storage.shards import Shards, together
+from emolake.pipeline.storage.shards import Joined, Shards, together
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -46,6 +47,7 @@ _WAREHOUSE = "_iceberg"
 _OUTPUT = "emolake.output"
 _SQLITE = "sqlite://"
 _FLUSH_BYTES = 128 << 20
+_NUMBERS = itertools.count()  # of data files
 _FSSPEC_TO_ICEBERG = {
     "endpoint_url": "s3.endpoint",
     "key": "s3.access-key-id",
@@ -122,31 +124,31 @@ def publish(
     catalog.create_namespace_if_not_exists(namespace)
     snapshot = Snapshot.of(lake)
     tables = [_table(catalog, (namespace, name), lake) for name in (*DATA_TABLES, LEDGER)]
-    redone = _redone(snapshot, tables[-1])
-    return [_publish(snapshot, table, run_id, fence, forgets, redone) for table in tables]
+    wanted = _wanted(snapshot, tables[-1])
+    return [_publish(snapshot, table, run_id, fence, forgets, wanted) for table in tables]
 
 
 def check_tables(lake: Lake, catalog: Catalog, namespace: str, *, published: bool = False) -> None:
     """Before anything is written: UserError where a namespace has no name, or holds tables that say what
-    another output says: whatever that has not said would go. published: also where one is not there."""
-    if not all(map(str.strip, namespace.split("."))):
+    another output says: whatever that has not said would go. published: also where none of them is there."""
+    if not all(map(str.strip, namespace.split("."))) or "/" in namespace:
         raise UserError(f"--namespace {namespace!r} is no name of a namespace")
-    for name in (*DATA_TABLES, LEDGER):
-        identifier = (namespace, name)
-        if not catalog.table_exists(identifier):
-            if published:
-                raise UserError(
-                    f"the catalogue has no table {namespace}.{name}; name the --catalog and --namespace "
-                    f"that {lake.uri} was published to"
-                )
-            continue
+    identifiers = [(namespace, name) for name in (*DATA_TABLES, LEDGER)]
+    there = [identifier for identifier in identifiers if catalog.table_exists(identifier)]
+    if published and not there:
+        raise UserError(
+            f"the catalogue has no tables in {namespace}; name the --catalog and --namespace that "
+            f"{lake.uri} was published to"
+        )
+    for identifier in there:
         table = catalog.load_table(identifier)
         theirs = _output_of(table)
-        if theirs is None and table.current_snapshot() is None:
+        ours = set(table.schema().column_names) <= set(table_schema(identifier[1]).names)
+        if theirs is None and table.current_snapshot() is None and ours:
             continue  # it was made, and its maker died
         if theirs is None or _place(lake, theirs) != _place(lake, lake.root):
             raise UserError(
-                f"Iceberg table {namespace}.{name} is of {theirs or 'another writer'}; choose another "
+                f"Iceberg table {'.'.join(identifier)} is of {theirs or 'another writer'}; choose another "
                 f"--namespace for {lake.uri} (or, if it has moved, set the table's property {_OUTPUT})"
             )
 
@@ -164,54 +166,50 @@ def _place(lake: Lake, path: str) -> str:
     return str(lake.fs.unstrip_protocol(os.path.realpath(plain) if is_local(lake.fs) else plain))
 
 
-def _redone(lake: Snapshot, table: Table) -> set[Key]:
-    """What a run has done once more under the same id since it was published: in the data tables both
-    doings have one key. table: the ledger's."""
-    redone: set[Key] = set()
-    tasks = list(table.scan().plan_files())
-    for part, of_table in together(_wanted(lake, LEDGER), _held(table, LEDGER, tasks)):
-        shall = set(_key_list(part, LEDGER))
-        there = {key[:3] for key in _key_list(of_table, LEDGER) if key not in shall}
-        redone |= there & {key[:3] for key in shall}
-    return redone
-
-
 def _publish(
     lake: Snapshot,
     table: Table,
     run_id: str,
     fence: Callable[[], None],
     forgets: bool,
-    redone: set[Key],
+    wanted: Shards,
 ) -> Published:
     from pyiceberg.exceptions import CommitFailedException
 
     name = table.name()[-1]
-    files = _files_below(lake.lake, table) if forgets else set()
+    files = _files_below(lake.lake, table) if forgets else {}
     tasks = list(table.scan().plan_files())
-    needed = _Change.of(lake, name, table, tasks, redone)
-    added = [
-        file
-        for rows in _batched(lake.tables(name, commits=needed.lacking, but=needed.there_already))
-        for file in _data_files(table, rows)
-    ]
-    if not added and not needed.gone and not forgets:  # a track without windows has no row
-        return Published(name, None, 0, 0)
-    change = table.transaction()
-    told = {"emolake.run-id": run_id, "emolake.output": lake.lake.uri}
-    with change.update_snapshot(snapshot_properties=told).overwrite() as snapshot:
-        for at, gone in needed.gone.items():
-            snapshot.delete_data_file(tasks[at].file)
-            rows = _read(table, tasks[at], table.schema().column_names)
-            kept = rows.filter(pa.array([key not in gone for key in _key_list(rows, name)]))
-            for file in _data_files(table, kept) if kept.num_rows else ():
-                snapshot.append_data_file(file)
-        for file in added:
-            snapshot.append_data_file(file)
-    fence()
+    needed = _Change.of(wanted, name, _held(table, name, tasks))
+    mark = uuid.uuid4()
     try:
+        added = [
+            file
+            for rows in _batched(
+                lake.tables(name, commits=needed.lacking, but=needed.there_already)
+            )
+            for file in _data_files(table, rows, mark)
+        ]
+        if not added and not needed.gone and not forgets:  # a track without windows has no row
+            return Published(name, None, 0, 0)
+        change = table.transaction()
+        told = {"emolake.run-id": run_id, _OUTPUT: lake.lake.uri}
+        with change.update_snapshot(snapshot_properties=told).overwrite(mark) as made:
+            for at, gone in needed.gone.items():
+                made.delete_data_file(tasks[at].file)
+                rows = _read(table, tasks[at], table.schema().column_names)
+                kept = rows.filter(pa.array([key not in gone for key in _key_list(rows, name)]))
+                for file in _data_files(table, kept, mark) if kept.num_rows else ():
+                    made.append_data_file(file)
+            for file in added:
+                made.append_data_file(file)
+        fence()
         change.commit_transaction()
-    except CommitFailedException:
+    except (CommitFailedException, LeaseLost) as error:
+        # No snapshot will ever name these, and what they tell may be forgotten by now.
+        lost = [path for path in _files_below(lake.lake, table).values() if str(mark) in path]
+        lake.lake.remove(lost)
+        if isinstance(error, LeaseLost):
+            raise
         told_as = ".".join(table.name())
         raise JobFailed(f"Iceberg table {told_as} was changed meanwhile; publish again") from None
     current = table.refresh().current_snapshot()
@@ -219,7 +217,8 @@ def _publish(
     if files:
         # Of what stood there before this commit, nobody can name any more what is not named now: a publisher
         # that slept meanwhile comes too late.
-        lake.lake.remove(files - _named_files(lake.lake, table))
+        named = _named_files(lake.lake, table)
+        lake.lake.remove(path for place, path in files.items() if place not in named)
     replaced = len(set().union(*needed.gone.values()))
     return Published(name, current.snapshot_id, needed.segments_added, replaced)
 
@@ -235,44 +234,59 @@ class _Change:
     gone: dict[int, set[Key]]
 
     @classmethod
-    def of(
-        cls,
-        lake: Snapshot,
-        name: str,
-        table: Table,
-        tasks: list[FileScanTask],
-        redone: set[Key],
-    ) -> _Change:
-        wanted, held = _wanted(lake, name), _held(table, name, tasks)
+    def of(cls, wanted: Shards, name: str, held: Shards) -> _Change:
         lacking: set[str] = set()
         gone: dict[int, set[Key]] = {}
         segments_added = 0
         for part, of_table in together(wanted, held):
-            keys, keys_there = _key_list(part, name), _key_list(of_table, name)
-            shall, there = set(keys), set(keys_there) - redone
-            for key, commit_id in zip(keys, part["commit_id"].to_pylist(), strict=True):
+            keys, commits, shall, there = _compared(part, of_table, name)
+            for key, commit_id in zip(keys, commits, strict=True):
                 if key not in there:
                     lacking.add(commit_id)
                     segments_added += 1
-            for key, at in zip(keys_there, of_table["file"].to_pylist(), strict=True):
-                if key not in shall or key in redone:
+            files = of_table["file"].to_pylist()
+            for key, at in zip(_key_list(of_table, name), files, strict=True):
+                if key not in shall or key not in there:
                     gone.setdefault(at, set()).add(key)
         there_already: Segments = {}
         for part, of_table in together(wanted, held):
-            part = part.filter(pc.is_in(part["commit_id"], pa.array(lacking, pa.string())))
-            there = set(_key_list(of_table, name)) - redone
-            known = [key in there for key in _key_list(part, name)]
-            gather(there_already, part.filter(pa.array(known, pa.bool_())))
+            keys, commits, _, there = _compared(part, of_table, name)
+            known = [
+                key in there and commit_id in lacking
+                for key, commit_id in zip(keys, commits, strict=True)
+            ]
+            gather(there_already, needing(part, name).filter(pa.array(known, pa.bool_())))
         return cls(lacking, there_already, segments_added, gone)
 
 
-def _wanted(lake: Snapshot, name: str) -> Shards:
-    """The segments that a table shall hold, with their commits in the lake."""
-    columns = ["uri", *_KEYS[name], "commit_id"]
-    return Shards.of(
-        pa.schema([TABLES[LEDGER].field(column) for column in columns]),
-        (needing(part.live, name).select(columns) for part in ledger_parts(lake.ledger)),
-    )
+def _compared(
+    wanted: pa.Table, held: pa.Table, name: str
+) -> tuple[list[Key], list[str], set[Key], set[Key]]:
+    """Of a part: the keys that a table shall hold and their commits; the same as a set; and what it has of
+    those. One run may do a segment twice: rows of which the published ledger does not tell are as good as
+    missing."""
+    needs = needing(wanted, name)
+    keys, commits = _key_list(needs, name), needs["commit_id"].to_pylist()
+    there = set(_key_list(held, name))
+    if name != LEDGER:
+        settled = needs["settled"].to_pylist()
+        there -= {key for key, known in zip(keys, settled, strict=True) if not known}
+    return keys, commits, set(keys), there
+
+
+def _wanted(lake: Snapshot, ledger: Table) -> Shards:
+    """The segments that count, with their commits; `settled` where the published ledger tells of just this
+    doing of it."""
+    columns = ["uri", *_KEYS[LEDGER], "commit_id", "n_tracks", "n_windows"]
+    schema = pa.schema([TABLES[LEDGER].field(column) for column in columns])
+    live = Shards.of(schema, (part.live.select(columns) for part in ledger_parts(lake.ledger)))
+    wanted = Shards(schema.append(pa.field("settled", pa.bool_())))
+    held = _held(ledger, LEDGER, list(ledger.scan().plan_files()))
+    for part, of_table in together(live, held):
+        there = set(_key_list(of_table, LEDGER))
+        settled = [key in there for key in _key_list(part, LEDGER)]
+        wanted.add(part.append_column("settled", pa.array(settled, pa.bool_())))
+    return wanted
 
 
 def _held(table: Table, name: str, tasks: list[FileScanTask]) -> Shards:
@@ -331,24 +345,32 @@ def _warehouse(lake: Lake) -> str:
     return str(lake.fs.unstrip_protocol(lake.path(_WAREHOUSE)))
 
 
-def _files_below(lake: Lake, table: Table) -> set[str]:
-    """What publishings have written at a place that `_own_location` chose; of others we do not know whose
-    it is."""
-    root = str(lake.fs._strip_protocol(table.location()))
-    own = rf"{re.escape(lake.path(_WAREHOUSE))}/.+-[0-9a-f]{{8}}"
-    if not re.fullmatch(own, root) or not lake.fs.isdir(root):
-        return set()
-    return {path for path in lake.fs.find(root) if path.endswith((".parquet", ".avro"))}
+def _files_below(lake: Lake, table: Table) -> dict[str, str]:
+    """What publishings have written at a table's place below the output, by `_place`; nothing where another
+    table has written there too, as older versions of this program let them."""
+    root = _place(lake, table.location())
+    if not root.startswith(_place(lake, lake.path(_WAREHOUSE)) + "/"):
+        return {}
+    try:
+        paths = lake.fs.find(str(lake.fs._strip_protocol(root)))
+    except FileNotFoundError:
+        return {}
+    for path in paths:
+        if path.endswith(".metadata.json"):
+            told = json.loads(lake.fs.cat_file(path))
+            if told["table-uuid"] != str(table.metadata.table_uuid):
+                return {}
+    return {_place(lake, path): path for path in paths if path.endswith((".parquet", ".avro"))}
 
 
 def _named_files(lake: Lake, table: Table) -> set[str]:
-    """Data files, manifests and their lists that any snapshot names."""
+    """Data files, manifests and their lists that any snapshot names, by `_place`."""
     paths = [
         *table.inspect.all_files()["file_path"].to_pylist(),
         *table.inspect.all_manifests()["path"].to_pylist(),
         *(snapshot.manifest_list for snapshot in table.snapshots()),
     ]
-    return {str(lake.fs._strip_protocol(path)) for path in paths}
+    return {_place(lake, path) for path in paths}
 
 
 def _read(table: Table, task: FileScanTask, columns: list[str]) -> pa.Table:
@@ -359,31 +381,27 @@ def _read(table: Table, task: FileScanTask, columns: list[str]) -> pa.Table:
     return scan.to_table([task])
 
 
-def _data_files(table: Table, rows: pa.Table) -> Iterator[DataFile]:
-    """Writes rows as data files of the table, one or more a partition.
+def _data_files(table: Table, rows: pa.Table, mark: uuid.UUID) -> Iterator[DataFile]:
+    """Writes rows as data files of the table, one or more a partition, with `mark` in their names.
 
     pyiceberg offers this step only inside append() and overwrite(), and those would make a snapshot
     of the deletion and another of the addition.
     """
     from pyiceberg.io.pyarrow import _dataframe_to_data_files
 
-    yield from _dataframe_to_data_files(
-        table.metadata, rows, table.io, uuid.uuid4(), itertools.count()
-    )
+    yield from _dataframe_to_data_files(table.metadata, rows, table.io, mark, _NUMBERS)
 
 
 def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Small tables together, so that many commits become few files; bounded by memory."""
-    held: list[pa.Table] = []
-    size = 0
+    held = Joined()
     for table in tables:
-        held.append(table)
-        size += table.nbytes
-        if size >= _FLUSH_BYTES:
-            yield pa.concat_tables(held).combine_chunks()
-            held, size = [], 0
-    if held:
-        yield pa.concat_tables(held).combine_chunks()
+        held.add(table)
+        if held.nbytes >= _FLUSH_BYTES:
+            yield pa.concat_tables(held.tables).combine_chunks()
+            held = Joined()
+    if held.tables:
+        yield pa.concat_tables(held.tables).combine_chunks()
 
 
 def _key_list(rows: pa.Table, name: str) -> list[Key]:

@@ -195,23 +195,27 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
     try:
-        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             wanted = None  # asking for each by name takes a small file twice as long
             if columns is not None:
                 there = set(parquet.schema_arrow.names)
                 wanted = [name for name in columns if name in there]
             table = parquet.read(wanted, use_threads=len(data) > _ROW_GROUP)
-    except pa.ArrowInvalid as error:
+        if table.schema.equals(schema):
+            return table
+        for field in schema:
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table.select(schema.names).cast(schema)
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # whichever part of it meets the fault
         raise UserError(
             f"{file.path} is damaged ({in_a_line(error, 200)}); restore it, or remove the files of its name "
             "from all three tables: the next run does their videos again"
         ) from None
-    if table.schema.equals(schema):
-        return table
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(schema.names).cast(schema)
 
 
 def _encoded(table: pa.Table) -> bytes:
@@ -223,6 +227,7 @@ def _encoded(table: pa.Table) -> bytes:
         compression="zstd",
         write_statistics=True,
         write_page_index=True,
+        write_page_checksum=True,
         row_group_size=_ROW_GROUP,
         sorting_columns=pq.SortingColumn.from_ordering(table.schema, order),
     )

@@ -241,7 +241,7 @@ def _columns(name: str, columns: list[str] | None) -> list[str]:
     there = table_schema(name).names
     if unknown := sorted(set(columns or []) - set(there)):
         raise UserError(f"{name} has no column {unknown[0]!r}")
-    return there if columns is None else columns
+    return columns or there
 
 
 def _schema_of(name: str, columns: list[str]) -> pa.Schema:

@@ -133,8 +133,10 @@ def as_os_error(error: Exception) -> Exception:
 
 def wants_credentials(error: BaseException) -> bool:
     """Whether a store's client says that it has nothing to show to the store."""
-    kinds = (type(error), type(error.__cause__))
-    return any("Credential" in kind.__name__ or "TokenRetrieval" in kind.__name__ for kind in kinds)
+    kinds = {type(error).__name__, type(error.__cause__).__name__}
+    return bool(
+        kinds & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+    )
 
 
 def _of_a_client(error: BaseException, clients: frozenset[str] = _CLIENTS) -> bool:
@@ -304,7 +306,7 @@ def _written_aside(file: Path, data: bytes) -> Iterator[Path]:
 
 
 _GROUPS = ("headers", "client_kwargs", "config_kwargs")
-_COUNTED = re.compile("(size|blocks|timeout|attempts|connections|concurrency|ttl|port)$")
+_COUNTED = re.compile("(size|blocks|timeout|time|attempts|connections|concurrency|ttl|port)$")
 """Options whose digits are a number, and no name, as of a key or a project."""
 
 
@@ -327,8 +329,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"--storage-option {key} is given as a value and as {key}.<name>")
         if leaf in _GROUPS:
             raise UserError(f"--storage-option {key} is a group; write {key}.NAME=VALUE")
-        number = value.isascii() and value.isdigit() and _COUNTED.search(leaf)
-        node[leaf] = (
-            int(value) if number else {"true": True, "false": False}.get(value.lower(), value)
-        )
+        if _COUNTED.search(leaf) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+            node[leaf] = float(value) if "." in value else int(value)
+        else:
+            node[leaf] = {"true": True, "false": False}.get(value.lower(), value)
     return options

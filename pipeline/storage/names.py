@@ -5,22 +5,33 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from emolake.pipeline.errors import CONFIDENTIAL, USER, UserError, in_a_line
+from emolake.pipeline.errors import UserError, in_a_line
 
 _CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = ("http://", "https://")
-_SECRET = re.compile(CONFIDENTIAL, re.IGNORECASE)
-_SIGNING = re.compile(
-    r"x-amz-.+|x-goog-.+|awsaccesskeyid|googleaccessid|expires|policy|key-pair-id"
-    r"|se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv",
+_LOGIN = re.compile(r"^((?:https?|ftps?|sftp|ssh|smb|webdavs?|davs?)://)[^/?#]*@", re.IGNORECASE)
+"""Where a user's name, and a password, stand before the host; elsewhere that place means something else."""
+_SIGNATURE = re.compile(r"([a-z0-9_-]*-)?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE)
+_SECRET = re.compile(
+    r"((access|auth|session|security|bearer|refresh|id|sas|x-amz-security)[-_]?)?token|jwt|sas|hmac"
+    r"|passw(or)?d|pwd|((client|app)[-_]?)?secret|(access|auth|api|account|secret)[-_]?key|[a-z-]*credential",
     re.IGNORECASE,
 )
-"""What stands beside the signature of a presigned URL (of S3, Google, Azure, CloudFront)."""
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss|obs)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
+    re.IGNORECASE,
+)
+"""What stands beside the signature of a presigned URL (of S3 and its kin, Google, CloudFront)."""
+_AZURE_SIGNING = re.compile(
+    "se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv", re.IGNORECASE
+)
 
 
 def is_plain(uri: str) -> bool:
@@ -60,7 +71,7 @@ def canonical(uri: str) -> str:
     if _leaves_out(path, uri):
         return unsigned(uri)
     name = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
-    return unsigned(path if "://" in path else f"{name}://{path}")
+    return unsigned(path if _SCHEME.match(path) else f"{name}://{path}")
 
 
 def local_name(path: str) -> str:
@@ -74,7 +85,11 @@ def namer(uri: str, fs: fsspec.AbstractFileSystem) -> Callable[[str], str]:
     of theirs leave it out."""
     if isinstance(fs, LocalFileSystem):
         return local_name
-    if not _CHAINED.search(uri) and _leaves_out(str(fs._strip_protocol(uri)), uri):
+    if _CHAINED.search(uri):
+        member, _, archive = uri.partition("::")
+        if "://" in member:  # and no cache
+            return lambda path: f"{fs.unstrip_protocol(path)}::{archive}"
+    elif _leaves_out(str(fs._strip_protocol(uri)), uri):
         begin = _AUTHORITY.match(uri)
         assert begin is not None
         # Azure's name a container before the host, and in the path.
@@ -89,24 +104,38 @@ _AZURE = ("abfs://", "abfss://", "wasb://", "wasbs://")
 def _leaves_out(path: str, uri: str) -> bool:
     """Whether a file system's path of a URI lacks the host, or what else stands in its place."""
     match = _AUTHORITY.match(uri)
-    return match is not None and match[1] not in path.split("/")
+    return match is not None and not _SCHEME.match(path) and match[1] not in path.split("/")
+
+
+def is_no_name(uri: str) -> bool:
+    """Whether a URI of a server names none that there could be, such as a host `[`."""
+    try:
+        urlsplit(uri if _LOGIN.match(uri.partition("://")[0] + "://@") else "")
+    except ValueError:
+        return True
+    return False
 
 
 def unsigned(uri: str) -> str:
-    """A URI without what lets one in: a user's name and password, and of a URL's query what is confidential
-    by its name and what belongs to a signature, since the same object's next signature is another."""
+    """A URI without what lets one in: of a server's the user's name and password, and of a URL's query what
+    is secret by its name, and what signs it, since the same object's next signature is another."""
     return "::".join(map(_unsigned, uri.split("::"))) if _CHAINED.search(uri) else _unsigned(uri)
 
 
 def _unsigned(uri: str) -> str:
-    uri = USER.sub(r"\1", uri)
+    uri = _LOGIN.sub(r"\1", uri)
     address, _, query = uri.partition("?")
-    names = [part.partition("=")[0] for part in query.split("&")]
-    if not uri.lower().startswith(_WEB) or not any(map(_SECRET.fullmatch, names)):
+    if not query or not uri.lower().startswith(_WEB):
         return uri
+    names = [part.partition("=")[0] for part in query.split("&")]
+    left_out = [_SECRET, _SIGNATURE]
+    if any(map(_SIGNATURE.fullmatch, names)):
+        left_out.append(_SIGNING)
+    if "sig" in map(str.lower, names):
+        left_out.append(_AZURE_SIGNING)
     kept = [
         part
         for part, name in zip(query.split("&"), names, strict=True)
-        if not (_SECRET.fullmatch(name) or _SIGNING.fullmatch(name))
+        if not any(pattern.fullmatch(name) for pattern in left_out)
     ]
     return f"{address}?{'&'.join(kept)}" if kept else address

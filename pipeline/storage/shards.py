@@ -13,6 +13,7 @@ import pyarrow as pa
 
 SHARDS = 64
 IN_MEMORY_ROWS = 100_000
+_SMALL_ONES = 256
 _AT_ONCE = 16_384  # rows that go to their parts together: dealing out a few costs as much as many
 
 
@@ -87,6 +88,26 @@ class Shards:
             part = table.filter(pa.compute.equal(chosen, k))
             if part.num_rows:
                 writer.write_table(part)
+
+
+class Joined:
+    """Tables to be one some day. A small one holds kilobytes beside its rows: of many a few are made."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._joined: list[pa.Table] = []
+        self._small: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        self.nbytes += table.nbytes
+        self._small.append(table)
+        if len(self._small) == _SMALL_ONES:
+            self._joined.append(pa.concat_tables(self._small).combine_chunks())
+            self._small = []
+
+    @property
+    def tables(self) -> list[pa.Table]:
+        return [*self._joined, *self._small]
 
 
 def together(one: Shards, other: Shards) -> Iterator[tuple[pa.Table, pa.Table]]:

@@ -40,7 +40,7 @@ def test_the_driver_killed_at_random_moments(
 
 VICTIMS = {
     "face actor": "ray::MapWorker(MapBatches(FaceActor))",
-    "face child": "-m emolake.actors.face_child",
+    "face child": "emolake.actors.face_child",
     "annotation actor": "ray::MapWorker(MapBatches(AnnotationActor))",
     "task": "ray::MapBatches(write_segments)",
 }

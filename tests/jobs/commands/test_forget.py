@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from emolake.jobs.cli import main
@@ -11,7 +12,7 @@ from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.forgetting import Forgotten, begin, finish, remember
 from emolake.pipeline.lake.iceberg import open_catalog, publish
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
-from emolake.pipeline.lake.lease import Fence
+from emolake.pipeline.lake.lease import Fence, LeaseLost
 from emolake.pipeline.lake.ledger import ledger_shards
 from emolake.pipeline.lake.reading import read_annotations
 from emolake.pipeline.lake.recovery import erase, recover
@@ -324,6 +325,47 @@ def test_a_catalogue_that_was_not_published_to_is_refused_before_anything_goes(
     assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
 
 
+def test_tables_of_which_some_were_never_made_are_no_hindrance(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    open_catalog(told[1], lake, {}).drop_table(("emolake", "videos"))
+    assert forget(lake, "/v/a.mp4", more=told) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
+
+
+def test_a_publisher_that_wakes_up_after_the_forgetter_leaves_no_file(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    commit_segments(lake, [segment("d")], RUN, NoFence(number=5))
+
+    def overtaken() -> None:
+        assert forget(lake, "/v/d.mp4", more=told) == 0
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        publish(lake, open_catalog(told[1], lake, {}), "emolake", "slow", overtaken)
+    assert not [p for p in (tmp_path / "lake" / "_iceberg").rglob("*.parquet") if tells_of_d(p)]
+
+
+def tells_of_d(path: Path) -> bool:
+    return "/v/d.mp4" in pq.read_table(path)["uri"].to_pylist()
+
+
+def test_what_a_killed_publishing_left_goes_however_the_output_is_spelt(
+    tmp_path: Path, monkeypatch
+) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    commit_segments(lake, [segment("d")], RUN, NoFence(number=5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Fence, "__call__", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish(lake, open_catalog(told[1], lake, {}), "emolake", "r", Fence(lake, 5))
+    (tmp_path / "link").symlink_to(tmp_path / "lake")
+    assert forget(lake_at(tmp_path / "link"), "/v/d.mp4", more=told) == 0
+    assert not [p for p in (tmp_path / "lake" / "_iceberg").rglob("*.parquet") if tells_of_d(p)]
+
+
 def test_two_catalogues_of_one_output_share_no_file(tmp_path: Path) -> None:
     lake = full(tmp_path / "lake")
     told = catalogue(lake, tmp_path)
@@ -357,13 +399,23 @@ def test_run_records_tell_nothing_of_it_where_a_quotation_was_cut_or_never_ended
     tmp_path: Path,
 ) -> None:
     lake, uri = lake_at(tmp_path), "/archive/2026/somebody.mp4"
+    words = "the output cannot be written since " * 8
     commit_segments(lake, [segment("a", uri=uri), segment("b")], RUN, no_fence)
-    write_run(lake, {"run_id": "r", "config_hash": "c", "error": f"no frame in {uri[:-6]}"})
+    write_run(
+        lake,
+        {
+            "run_id": "r",
+            "config_hash": "c",
+            "error": f"{words}{uri[:-6]}",
+            "folder": "/archive/2026",
+        },
+    )
     (tmp_path / "_runs" / "r" / ".run.json.f00.partial").write_text(f'{{"error": "{uri}')
     assert forget(lake, uri) == 0
     told = [p.read_text() for p in (tmp_path / "_runs" / "r").iterdir()]
     assert len(told) == 1
     assert "some" not in told[0]
+    assert "/archive/2026" in told[0]
 
 
 def test_whoever_finishes_for_a_killed_forgetter_blackens_the_records_too(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_typescript_is_no_transport_stream_and_a_damaged_stream_still_is_one(
     streams = {
         "damaged.ts": bytes(range(256)) * 4,
         "empty.ts": b"",
+        "one.ts": b"\xf8",
         "talk.ts": (b"\x47" + bytes(187)) * 3,
     }
     for name, data in streams.items():
@@ -151,9 +152,51 @@ def test_an_absolute_path_in_a_buckets_manifest_is_no_other_bucket(s3: S3) -> No
 @pytest.mark.parametrize("query", ["", "?v=1", "?hdnts=exp=1~acl=/*~hmac=f00"])
 def test_a_manifest_on_a_web_server_names_what_lies_beside_it(query: str) -> None:
     beside = _beside(f"https://h/lists/m.csv{query}")
-    assert [beside(name) for name in ("a.mp4", "../v/b.mp4", "/c.mp4", "s3://b/d.mp4")] == [
-        *("https://h/lists/a.mp4", "https://h/v/b.mp4", "https://h/c.mp4", "s3://b/d.mp4")
-    ]
+    for name, meant in {
+        "a.mp4": "https://h/lists/a.mp4",
+        "tape:01.mp4": "https://h/lists/tape:01.mp4",
+        "../v/b.mp4": "https://h/v/b.mp4",
+        "/c.mp4": "https://h/c.mp4",
+        "//[cam 1]/c.mp4": "https://h//[cam 1]/c.mp4",
+        "s3://b/d.mp4": "s3://b/d.mp4",
+    }.items():
+        assert beside(name) == meant
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nuri,corpus\na.mp4,c\n",
+        "\r\nuri\r\na.mp4\r\n",
+        "uri,n\ra.mp4,1\r",
+        '"x\ny",uri\n1,a.mp4\n',
+        f"{'n' * 140_000},uri\n1,a.mp4\n",
+    ],
+)
+def test_a_table_of_others_is_read_however_it_is_written(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "m.csv").write_bytes(text.encode())
+    assert uris(tmp_path / "m.csv") == [str(tmp_path / "a.mp4")]
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri,uri\na.mp4,b.mp4\n")
+    with pytest.raises(UserError, match="has two columns 'uri'"):
+        uris(tmp_path / "m.csv")
+
+
+def test_a_key_that_holds_a_url_is_one_name_by_folder_and_by_manifest(s3: S3) -> None:
+    fs = s3.fs()
+    names = [f"{s3.bucket}/crawl/https://{who}@site.org/a.mp4" for who in ("alice", "bob")]
+    for name in names:
+        fs.pipe_file(name, b"x")
+    told = [{"uri": f"s3://{name}", "size": 1, "etag": "e"} for name in names]
+    lines = "".join(json.dumps(row) + "\n" for row in told)
+    fs.pipe_file(f"{s3.bucket}/crawled.jsonl", lines.encode())
+    storage = Storage({"endpoint_url": s3.endpoint, "key": "k", "secret": "s"})
+    meant = [f"s3://{name}" for name in names]
+    assert uris(f"s3://{s3.bucket}/crawl/", storage=storage) == meant
+    assert uris(f"s3://{s3.bucket}/crawled.jsonl", storage=storage) == meant
 
 
 def test_columns_of_others_are_passed_over_whatever_they_hold(tmp_path: Path) -> None:

@@ -121,10 +121,13 @@ def test_killed_between_tables_the_next_publishing_ends_it(lake: Lake, catalog: 
     with pytest.raises(LeaseLost):
         publish(lake, catalog, "emolake", "run-1", dies_at_the_second)
     assert keys(catalog, "tracks") == []
+    commit_segments(lake, [segment("a", windows=3)], RUN, NoFence(number=2))  # once more, same id
+    recover(lake, NoFence(number=2), own=True)
     published(lake, catalog, "run-1")
     for table in ("annotations", "tracks", "videos"):
         assert keys(catalog, table) == glob_keys(lake, table)
-        assert len(snapshots(catalog, table)) == 1
+    assert [len(snapshots(catalog, t)) for t in ("annotations", "tracks", "videos")] == [2, 1, 1]
+    assert set(published(lake, catalog, "run-1").values()) == {None}
 
 
 def test_a_publisher_that_was_overtaken_adds_nothing(lake: Lake, catalog: Catalog) -> None:
@@ -211,6 +214,13 @@ def test_tables_of_before_outputs_were_told_keep_their_owner(lake: Lake, tmp_pat
     check_tables(other, open_catalog(name, other, {}), "elsewhere")
     spelt_otherwise = lake_at(tmp_path / "other" / ".." / "out")
     check_tables(spelt_otherwise, theirs, "emolake", published=True)
+
+
+def test_a_foreign_table_without_rows_is_not_taken(lake: Lake, catalog: Catalog) -> None:
+    catalog.create_namespace("emolake")
+    catalog.create_table(("emolake", "videos"), pa.schema([pa.field("title", pa.string())]))
+    with pytest.raises(UserError, match="is of another writer"):
+        check_tables(lake, catalog, "emolake")
 
 
 def test_a_column_that_came_later_is_added(

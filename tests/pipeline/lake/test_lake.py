@@ -371,12 +371,23 @@ def test_a_passing_failure_of_an_object_that_changed_since_goes_with_it(tmp_path
     assert [k[0] for k in glob_keys(lake, LEDGER)] == ["v@2", "w"]
 
 
-def test_a_damaged_file_is_named(tmp_path) -> None:
+def test_a_damaged_file_is_named_and_never_read_as_another(tmp_path) -> None:
     lake = many_commits(tmp_path)
+    rows = read_annotations(lake.uri)
     path = Path(lake.files(LEDGER)[0].path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
-        read_annotations(lake.uri)
+    whole = path.read_bytes()
+    damaged = [whole[:-9]]
+    for at in range(4, len(whole), 23):
+        damaged.append(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+    told = []
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            assert read_annotations(lake.uri).num_rows == rows.num_rows
+        except UserError as error:
+            told.append(str(error))
+    assert all(f"{path.name} is damaged" in line for line in told)
+    assert len(told) > len(damaged) / 2
 
 
 def test_a_writer_whose_data_was_cleared_away_commits_nothing(tmp_path, monkeypatch) -> None:
