@@ -57,13 +57,13 @@ class VideoError(EmolakeError):
         return VideoError, (self.reason, self.detail)
 
 
-CONFIDENTIAL = (
+_CONFIDENTIAL = (
     r"(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
     r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
     r"(?:token|secret|passw(?:or)?d|pwd|(?:access|auth|api|account|secret)[-_]?key)"
 )
-"""Names (a regular expression, any case) whose values are not for logs and tables."""
-_TOLD = re.compile(rf"\b({CONFIDENTIAL})=[^&;\s'\"]+", re.IGNORECASE)
+"""Names (a regular expression, any case) whose values are not for lines that people read."""
+_TOLD = re.compile(rf"\b({_CONFIDENTIAL})=[^&;\s'\"]+", re.IGNORECASE)
 _USER = re.compile(
     r"(?<![a-z])((?!(?:abfss?|wasbs?|az|oci)://)[a-z][a-z0-9+.-]{0,20}://)[^/?#\s]*@", re.IGNORECASE
 )

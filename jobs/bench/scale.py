@@ -113,11 +113,12 @@ def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
     """A manifest of `count` videos, links to one of four seconds, and an output in which nine tenths are
     done, eight a commit."""
     folder.mkdir()
-    output, size = str(folder / "lake"), clip.stat().st_size
+    output = str(folder / "lake")
     uris = [str(folder / f"{k:07d}{clip.suffix}") for k in range(count)]
     done = int(count * _DONE)
     film = folder / f"film{clip.suffix}"
     loop_clip(clip, film, _SECONDS)
+    size = film.stat().st_size
     for uri in uris[done:]:
         Path(uri).symlink_to(film)
     commits = [uris[k : k + _A_COMMIT] for k in range(0, done, _A_COMMIT)]

@@ -205,9 +205,11 @@ def _publish(
         fence()
         change.commit_transaction()
     except (CommitFailedException, LeaseLost) as error:
-        # No snapshot will ever name these, and what they tell may be forgotten by now.
-        lost = [path for path in _files_below(lake.lake, table).values() if str(mark) in path]
-        lake.lake.remove(lost)
+        # No snapshot will ever name these, and what they tell may be forgotten by now. (Unless the commit
+        # went in and its answer was lost.)
+        named = _named_files(lake.lake, table.refresh())
+        written = {at: p for at, p in _files_below(lake.lake, table).items() if str(mark) in p}
+        lake.lake.remove(path for at, path in written.items() if at not in named)
         if isinstance(error, LeaseLost):
             raise
         told_as = ".".join(table.name())

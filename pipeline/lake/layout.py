@@ -207,6 +207,8 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
             if field.name not in table.column_names:
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table.select(schema.names).cast(schema)
+    except pa.ArrowMemoryError:
+        raise  # says nothing of the file
     except (
         pa.ArrowException,
         OSError,

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -388,6 +389,17 @@ def test_a_damaged_file_is_named_and_never_read_as_another(tmp_path) -> None:
             told.append(str(error))
     assert all(f"{path.name} is damaged" in line for line in told)
     assert len(told) > len(damaged) / 2
+
+
+def test_memory_that_runs_out_makes_no_file_a_damaged_one(tmp_path, monkeypatch) -> None:
+    lake = many_commits(tmp_path)
+
+    def read(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.read", read)
+    with pytest.raises(MemoryError):
+        read_annotations(lake.uri)
 
 
 def test_a_writer_whose_data_was_cleared_away_commits_nothing(tmp_path, monkeypatch) -> None:
