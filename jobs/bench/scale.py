@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -72,41 +72,50 @@ class _Spent:
 
 
 def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
-    spent: dict[str, dict[int, _Spent]] = {}
-    for count in (_FEW, _MANY):
-        manifest, output = _archive(clip, scratch / f"archive-{count}", count)
-        page, catalog = scratch / "page.html", f"sqlite:///{scratch}/catalog-{count}.db"
-        commands = {
-            "plan": (*_COMMAND, "plan", manifest, "--output", output, "--json"),
-            "status": (*_COMMAND, "status", output, "--json"),
-            "report": (*_COMMAND, "report", output, "--html", str(page), "--json"),
-            "a reader": (sys.executable, "-c", _READER, output),
-            "publish": (*_COMMAND, "publish", output, "--catalog", catalog, "--json"),
-        }
-        for name, command in commands.items():
-            spent.setdefault(name, {})[count] = _measured(*command)
-        if count == _MANY:
-            first = _until_first_commit(manifest, output)
-        # It comes last: it changes what the others read.
-        compacting = _measured(*_COMMAND, "compact", output, "--json")
-        spent.setdefault("compact", {})[count] = compacting
-        rmtree(scratch / f"archive-{count}")
-    many = spent["plan"][_MANY]
-    yield less_is_better(
-        "first segment of the 1,000,000 / its plan alone", first.seconds, many.seconds, "s", 0.77
-    )
-    for name, of_command in spent.items():
+    archives = {n: _archive(clip, scratch / f"archive-{n}", n) for n in (_FEW, _MANY)}
+
+    def compared(name: str, spend: Callable[[str, str], _Spent]) -> Iterator[Measurement]:
+        spent = {count: spend(*archive) for count, archive in archives.items()}
+        few, many = spent[_FEW], spent[_MANY]
         yield less_is_better(
             f"{name}: peak memory at 1,000,000 videos / at 100,000",
-            of_command[_MANY].peak_mb, of_command[_FEW].peak_mb, "MB", 0.67,
+            many.peak_mb, few.peak_mb, "MB", 0.67,
         )  # fmt: skip
         yield more_is_better(
             f"{name}: videos a second there",
-            _MANY / of_command[_MANY].seconds, _FEW / of_command[_FEW].seconds, "videos/s", 0.5,
+            _MANY / many.seconds, _FEW / few.seconds, "videos/s", 0.5,
         )  # fmt: skip
+        seconds[name] = many.seconds
+
+    def commanded(name: str, *options: str) -> Iterator[Measurement]:
+        return compared(
+            name,
+            lambda _, output: _measured(
+                *(*_COMMAND, name, output, "--json"), *(option.format(output) for option in options)
+            ),
+        )
+
+    seconds: dict[str, float] = {}
+    yield from compared("plan", _plan)
+    yield from compared("a run's first segment", _until_first_commit)
     yield less_is_better(
-        "peak driver memory until then / planning's", first.peak_mb, many.peak_mb, "MB", 0.4
+        "first segment of the 1,000,000 / its plan alone",
+        seconds["a run's first segment"], seconds["plan"], "s", 0.77,
+    )  # fmt: skip
+    yield from commanded("status")
+    yield from commanded("report", "--html", str(scratch / "page.html"))
+    yield from compared(
+        "a reader", lambda _, output: _measured(sys.executable, "-c", _READER, output)
     )
+    yield from commanded("publish", "--catalog", "sqlite:///{}.db")
+    # It comes last: it changes what the others read.
+    yield from commanded("compact")
+    for count in archives:
+        rmtree(scratch / f"archive-{count}")
+
+
+def _plan(manifest: str, output: str) -> _Spent:
+    return _measured(*_COMMAND, "plan", manifest, "--output", output, "--json")
 
 
 def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
