@@ -64,7 +64,7 @@ class Runs:
             start_new_session=True,
         )
 
-    def finish(self, *extra: str, timeout: float = 240) -> None:
+    def finish(self, *extra: str, timeout: float = 600) -> None:
         """A run that is left alone, and must end well."""
         process = self.start(*extra)
         _, error = process.communicate(timeout=timeout)
@@ -147,7 +147,7 @@ def kill_at_random(
                     continue
                 done += 1
                 yield pid
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=600)
         assert process.returncode in (0, 1), error
         if done == before:
             return

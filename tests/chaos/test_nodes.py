@@ -23,12 +23,12 @@ def test_a_lost_node_costs_no_row(segments: Path, undisturbed: Path, tmp_path: P
             segments, tmp_path / "output", (*SETTINGS, *pools), {"RAY_ADDRESS": cluster.address}
         )
         process = runs.start()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while runs.committed() < 8 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert process.poll() is None, "the run ended before a node could be lost"
         cluster.remove_node(nodes[0], allow_graceful=False)
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=600)
         assert process.returncode == 0, error
         assert_promise(runs.output, undisturbed)
     finally:

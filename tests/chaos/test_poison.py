@@ -7,7 +7,7 @@ from tests.chaos.harness import Runs, keyed
 from tests.conftest import ROOT, read_rows
 
 LIMITS = (
-    "--set", "limits.segment_timeout_seconds=6",
+    "--set", "limits.segment_timeout_seconds=20",
     "--set", "limits.timeout_per_video_second=0.1",
     "--set", "resources.face_actors=2",
 )  # fmt: skip

@@ -24,7 +24,7 @@ def test_a_reader_of_the_ledger_sees_each_segment_once_old_or_new(
     expected = read_annotations(str(undisturbed)).num_rows
     runs.settings = other
     refused = runs.start()
-    _, error = refused.communicate(timeout=60)
+    _, error = refused.communicate(timeout=240)
     assert refused.returncode == 2
     assert "give --reprocess" in error
     rng = random.Random(5)
@@ -33,7 +33,7 @@ def test_a_reader_of_the_ledger_sees_each_segment_once_old_or_new(
         time.sleep(rng.uniform(6, 12))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
         rows = read_annotations(str(runs.output)).to_pylist()
         keys = Counter((r["uri"], r["segment"], r["track_id"], r["window"]) for r in rows)
         assert max(keys.values()) == 1
