@@ -51,7 +51,7 @@ _OUTPUT = "emolake.output"
 _ONCE = {"commit.retry.num-retries": "0"}
 """A commit that lost a race must fail: tried again by itself it would double its rows."""
 _SQLITE = "sqlite://"
-_FLUSH_BYTES = 128 << 20
+_FLUSH_BYTES = 64 << 20
 _NUMBERS = itertools.count()  # of data files
 _FSSPEC_TO_ICEBERG = {
     "endpoint_url": "s3.endpoint",
@@ -431,6 +431,8 @@ def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         if held.nbytes >= _FLUSH_BYTES:
             yield pa.concat_tables(held.tables).combine_chunks()
             held = Joined()
+            # Of a hundred thousand small tables the pool would keep pages that are half empty.
+            pa.default_memory_pool().release_unused()
     if held.tables:
         yield pa.concat_tables(held.tables).combine_chunks()
 
