@@ -2,6 +2,7 @@
 
 EmolakeError
   UserError         the user's mistake: one line, exit code 2, nothing was started
+    Damaged         a file of the lake; JobFailed where it is met when work has begun
   JobFailed         the job cannot go on: exit code 1, what was committed stays
   VideoError        one video's, with the reason that lands in the ledger; the job goes on
   lake.LeaseLost    another run has the output by now
@@ -45,6 +46,10 @@ class UserError(EmolakeError):
     """The user's mistake: one line that names the thing and the mend. Exit code 2."""
 
 
+class Damaged(UserError):
+    """A file of the lake that cannot be read as what it is."""
+
+
 class VideoError(EmolakeError):
     """What is wrong with one video (or one segment of it); the job goes on."""
 
@@ -59,6 +64,7 @@ class VideoError(EmolakeError):
 
 _CONFIDENTIAL = (
     r"(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
+    r"|authorization|auth|passphrase|(?<=[?&])key|(?:subscription|master|private)[-_]?key"
     r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
     r"(?:token|secret|passw(?:or)?d|pwd|(?:access|auth|api|account|secret)[-_]?key)"
 )

@@ -21,7 +21,7 @@ from emolake.jobs.progress import Progress, Tally
 from emolake.jobs.setting import Setting, read_setting
 from emolake.pipeline.corpus.listing import find_videos, named_uris
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import JobFailed, UserError, in_a_line
+from emolake.pipeline.errors import Damaged, JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
 from emolake.pipeline.lake.forgetting import remember
 from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
@@ -78,6 +78,8 @@ def run(options: Options) -> int:
                 publish(setting.lake, catalog, iceberg.namespace, run_id, lease.fence)
         except OSError as error:
             raise JobFailed(setting.lake.cannot_write(error)) from error
+        except Damaged as error:
+            raise JobFailed(str(error)) from None
         finally:
             if sys.exception() is not None:
                 end_run(setting.lake, run_id, in_a_line(sys.exception(), 300))

@@ -9,7 +9,7 @@ from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.lease import holding
 from emolake.pipeline.lake.reading import refuse_unless_used
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -30,11 +30,8 @@ def run(options: Options) -> int:
     try:
         refuse_unless_used(lake)
         started = time.monotonic()
-        lease = Lease.acquire(lake, "compact")
-        try:
-            done = compact(lake, lease.fence, options.target_mb * _MEGABYTE)
-        finally:
-            lease.release()
+        with holding(lake, "compact") as fence:
+            done = compact(lake, fence, options.target_mb * _MEGABYTE)
     except OSError as error:
         raise JobFailed(lake.cannot_write(error)) from error
     seconds = round(time.monotonic() - started, 2)

@@ -15,7 +15,7 @@ from emolake.pipeline.lake.iceberg import (
     publish,
 )
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.lease import holding
 from emolake.pipeline.lake.reading import refuse_unless_used, steady_ledger
 from emolake.pipeline.lake.recovery import erase, recover
 from emolake.pipeline.storage.files import Storage, parse_options
@@ -49,19 +49,14 @@ def run(options: Options) -> int:
             raise UserError(
                 f"{lake.uri} has been published and holds tables of Iceberg too; name their --catalog"
             )
-        lease = Lease.acquire(lake, "forget")
-        try:
-            record = begin(lake, uris, lease.fence)
-            blacken_runs(lake, uris, lease.fence)
-            recover(lake, lease.fence, forgets=False)
-            rows = erase(lake, lease.fence, uris)
+        with holding(lake, "forget") as fence:
+            record = begin(lake, uris, fence)
+            blacken_runs(lake, uris, fence)
+            recover(lake, fence, forgets=False)
+            rows = erase(lake, fence, uris)
             if catalog:
-                published = publish(
-                    lake, catalog, options.namespace, "forget", lease.fence, forgets=True
-                )
+                published = publish(lake, catalog, options.namespace, "forget", fence, forgets=True)
             record = finish(lake, record, rows)
-        finally:
-            lease.release()
     except OSError as error:
         raise JobFailed(lake.cannot_write(error)) from error
     snapshots = {p.table: p.snapshot_id for p in published if p.segments_removed}

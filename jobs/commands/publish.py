@@ -9,7 +9,7 @@ from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.lake.lease import holding
 from emolake.pipeline.lake.reading import refuse_unless_used
 from emolake.pipeline.lake.recovery import recover
 from emolake.pipeline.lake.runs import read_runs
@@ -36,13 +36,10 @@ def run(options: Options) -> int:
         refuse_unless_used(lake)
         catalog = open_catalog(options.catalog, lake, storage.options)
         check_tables(lake, catalog, options.namespace)
-        lease = Lease.acquire(lake, "publish")
-        try:
+        with holding(lake, "publish") as fence:
             last_run = next((str(run["run_id"]) for run in read_runs(lake)), "unknown")
-            recover(lake, lease.fence)
-            done = publish(lake, catalog, options.namespace, last_run, lease.fence)
-        finally:
-            lease.release()
+            recover(lake, fence)
+            done = publish(lake, catalog, options.namespace, last_run, fence)
     except OSError as error:
         raise JobFailed(lake.cannot_write(error)) from error
     lines = (

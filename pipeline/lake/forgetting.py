@@ -9,6 +9,7 @@ what is said of a uri the word of the latest lease counts, so nobody has to chan
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from emolake.pipeline.errors import in_a_line
 from emolake.pipeline.lake.layout import FORGOTTEN, Lake
 from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.runs import run_records
@@ -23,6 +25,7 @@ from emolake.pipeline.storage.files import write_whole
 
 _ERASED = "(forgotten)"
 _LONG = 200
+_TELLING = 8  # characters of a name
 _NOT_BLACKENED = ("output", "run_id", "config_hash")
 
 
@@ -119,12 +122,27 @@ def _blackened(value: Any, uris: Collection[str]) -> Any:
         return [_blackened(inner, uris) for inner in value]
     if isinstance(value, str):
         for uri in uris:
-            value = value.replace(uri, _ERASED)
-            # What is quoted at length is cut, and may end within a name.
-            at = value.rfind(uri[: uri.rfind("/") + 2]) if len(value) >= _LONG else -1
-            if at >= 0 and uri.startswith(value[at:]):
-                value = value[:at] + _ERASED
+            value = _without(uri, value)
     return value
+
+
+def _without(uri: str, text: str) -> str:
+    """A text in which a video is named nowhere: in full, in a line, by the last part of its name alone (as an
+    error of a URL with another's login or order of parameters tells it), or cut."""
+    last = uri.rpartition("/")[2]
+    for name in dict.fromkeys((uri, in_a_line(uri), *([last] if len(last) >= _TELLING else ()))):
+        text = text.replace(name, _ERASED)
+    at = text.find(uri[:_TELLING]) if len(text) >= _LONG else -1
+    while at >= 0:
+        same = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(uri, text[at:], strict=False)
+        )
+        end = at + sum(1 for _ in same)
+        # What is quoted at length is cut, and something may follow.
+        if end == len(text) or text[end] in ";)":
+            text = text[:at] + _ERASED + text[end:]
+        at = text.find(uri[:_TELLING], at + 1)
+    return text
 
 
 def _write(lake: Lake, record: Record) -> Record:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +27,8 @@ import pyarrow as pa
 
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
-from emolake.pipeline.lake.lease import LeaseLost
 from emolake.pipeline.lake.ledger import Segments, gather, ledger_parts, needing
-from emolake.pipeline.lake.reading import Snapshot, table_schema
+from emolake.pipeline.lake.reading import FilesChanged, Snapshot, table_schema
 from emolake.pipeline.lake.schema import TABLES
 from emolake.pipeline.storage.files import is_local
 from emolake.pipeline.storage.shards import Joined, Shards, together
@@ -44,9 +45,13 @@ _KEYS = {
 }
 """Columns that name one doing of one segment. They outlive settling and compaction."""
 _WAREHOUSE = "_iceberg"
+_OWN_PLACE = re.compile(r"-[0-9a-f]{8}$")
+"""As `_own_location` ends: nothing but one table's files is there."""
 _OUTPUT = "emolake.output"
+_ONCE = {"commit.retry.num-retries": "0"}
+"""A commit that lost a race must fail: tried again by itself it would double its rows."""
 _SQLITE = "sqlite://"
-_FLUSH_BYTES = 128 << 20
+_FLUSH_BYTES = 64 << 20
 _NUMBERS = itertools.count()  # of data files
 _FSSPEC_TO_ICEBERG = {
     "endpoint_url": "s3.endpoint",
@@ -143,7 +148,7 @@ def check_tables(lake: Lake, catalog: Catalog, namespace: str, *, published: boo
     for identifier in there:
         table = catalog.load_table(identifier)
         theirs = _output_of(table)
-        ours = set(table.schema().column_names) <= set(table_schema(identifier[1]).names)
+        ours = _column_names(table) <= set(table_schema(identifier[1]).names)
         if theirs is None and table.current_snapshot() is None and ours:
             continue  # it was made, and its maker died
         if theirs is None or _place(lake, theirs) != _place(lake, lake.root):
@@ -158,6 +163,10 @@ def _output_of(table: Table) -> str | None:
     current = table.current_snapshot()
     summary = current.summary.additional_properties if current and current.summary else {}
     return table.properties.get(_OUTPUT) or summary.get(_OUTPUT)
+
+
+def _column_names(table: Table) -> set[str]:
+    return {field.name for field in table.schema().fields}
 
 
 def _place(lake: Lake, path: str) -> str:
@@ -181,6 +190,7 @@ def _publish(
     tasks = list(table.scan().plan_files())
     needed = _Change.of(wanted, name, _held(table, name, tasks))
     mark = uuid.uuid4()
+    committing = False
     try:
         added = [
             file
@@ -203,17 +213,20 @@ def _publish(
             for file in added:
                 made.append_data_file(file)
         fence()
+        committing = True
         change.commit_transaction()
-    except (CommitFailedException, LeaseLost) as error:
-        # No snapshot will ever name these, and what they tell may be forgotten by now. (Unless the commit
-        # went in and its answer was lost.)
-        named = _named_files(lake.lake, table.refresh())
-        written = {at: p for at, p in _files_below(lake.lake, table).items() if str(mark) in p}
-        lake.lake.remove(path for at, path in written.items() if at not in named)
-        if isinstance(error, LeaseLost):
-            raise
-        told_as = ".".join(table.name())
-        raise JobFailed(f"Iceberg table {told_as} was changed meanwhile; publish again") from None
+    except BaseException as error:
+        if isinstance(error, CommitFailedException) or not committing:
+            with suppress(Exception):  # what went wrong before is what there is to tell
+                _withdraw(lake.lake, table, mark)
+        if isinstance(error, CommitFailedException):
+            told_as = ".".join(table.name())
+            raise JobFailed(
+                f"Iceberg table {told_as} was changed meanwhile; run the same command again"
+            ) from None
+        if isinstance(error, FilesChanged):
+            fence()
+        raise
     current = table.refresh().current_snapshot()
     assert current is not None
     if files:
@@ -223,6 +236,14 @@ def _publish(
         lake.lake.remove(path for place, path in files.items() if place not in named)
     replaced = len(set().union(*needed.gone.values()))
     return Published(name, current.snapshot_id, needed.segments_added, replaced)
+
+
+def _withdraw(lake: Lake, table: Table, mark: uuid.UUID) -> None:
+    """Removes what a publishing has written that no snapshot will ever name: what it tells may be forgotten
+    by now. A commit whose answer was lost may have gone in."""
+    named = _named_files(lake, table.refresh())
+    written = {at: path for at, path in _files_below(lake, table).items() if str(mark) in path}
+    lake.remove(path for at, path in written.items() if at not in named)
 
 
 @dataclass(frozen=True)
@@ -311,14 +332,13 @@ def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
     try:
         table = catalog.load_table(identifier)
     except NoSuchTableError:
-        # A commit that lost a race must fail: tried again by itself it would double its rows.
-        once = {"commit.retry.num-retries": "0", "write.parquet.compression-codec": "zstd"}
+        written = {"write.parquet.compression-codec": "zstd", _OUTPUT: _place(lake, lake.root)}
         with (
             catalog.create_table_transaction(
                 identifier,
                 schema,
                 location=_own_location(lake, catalog, identifier),
-                properties=once | {_OUTPUT: _place(lake, lake.root)},
+                properties=_ONCE | written,
             ) as change,
             change.update_spec() as spec,
         ):
@@ -326,9 +346,9 @@ def _table(catalog: Catalog, identifier: tuple[str, str], lake: Lake) -> Table:
         return catalog.load_table(identifier)
     if _OUTPUT not in table.properties:
         with table.transaction() as change:
-            change.set_properties({_OUTPUT: _place(lake, lake.root)})
+            change.set_properties(_ONCE | {_OUTPUT: _place(lake, lake.root)})
         table = catalog.load_table(identifier)
-    if set(schema.names) - set(table.schema().column_names):
+    if set(schema.names) - _column_names(table):
         with table.update_schema() as update:
             update.union_by_name(schema)
         table = catalog.load_table(identifier)
@@ -357,12 +377,21 @@ def _files_below(lake: Lake, table: Table) -> dict[str, str]:
         paths = lake.fs.find(str(lake.fs._strip_protocol(root)))
     except FileNotFoundError:
         return {}
-    for path in paths:
-        if path.endswith(".metadata.json"):
-            told = json.loads(lake.fs.cat_file(path))
-            if told["table-uuid"] != str(table.metadata.table_uuid):
-                return {}
+    if not _OWN_PLACE.search(root) and any(
+        _is_of_another(lake.fs.cat_file(path), str(table.metadata.table_uuid))
+        for path in paths
+        if path.endswith(".metadata.json")
+    ):
+        return {}
     return {_place(lake, path): path for path in paths if path.endswith((".parquet", ".avro"))}
+
+
+def _is_of_another(metadata: bytes, table_uuid: str) -> bool:
+    """Whether a metadata file is another table's; one of a killed publishing is half written, or empty."""
+    try:
+        return bool(json.loads(metadata)["table-uuid"] != table_uuid)
+    except (ValueError, KeyError, TypeError):
+        return not (metadata == b"" or metadata.startswith(b"{"))
 
 
 def _named_files(lake: Lake, table: Table) -> set[str]:
@@ -402,6 +431,8 @@ def _batched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         if held.nbytes >= _FLUSH_BYTES:
             yield pa.concat_tables(held.tables).combine_chunks()
             held = Joined()
+            # Of a hundred thousand small tables the pool would keep pages that are half empty.
+            pa.default_memory_pool().release_unused()
     if held.tables:
         yield pa.concat_tables(held.tables).combine_chunks()
 

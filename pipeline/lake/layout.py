@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.errors import Damaged, UserError, in_a_line
 from emolake.pipeline.lake.schema import TABLES, sort_keys
 from emolake.pipeline.storage.files import (
     PARTIAL_SUFFIX,
@@ -196,11 +197,13 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
         schema = pa.schema([schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            _check_columns(parquet.schema_arrow)
             wanted = None  # asking for each by name takes a small file twice as long
             if columns is not None:
                 there = set(parquet.schema_arrow.names)
                 wanted = [name for name in columns if name in there]
             table = parquet.read(wanted, use_threads=len(data) > _ROW_GROUP)
+        table = table.replace_schema_metadata()
         if table.schema.equals(schema):
             return table
         for field in schema:
@@ -214,14 +217,43 @@ def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table
         OSError,
         ValueError,
     ) as error:  # whichever part of it meets the fault
-        raise UserError(
+        raise Damaged(
             f"{file.path} is damaged ({in_a_line(error, 200)}); restore it, or remove the files of its name "
             "from all three tables: the next run does their videos again"
         ) from None
 
 
+_COLUMNS = b"emolake.columns"
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    """ValueError where columns are not called as they were. Pages have checksums of Parquet's own, the names
+    have none, and one that cannot be read as itself would pass for a column that came later."""
+    told = (schema.metadata or {}).get(_COLUMNS)
+    if told is not None and told != _checksum(schema):
+        raise ValueError("its columns are not those that were written")
+
+
+def _checksum(fields: Iterable[pa.Field]) -> bytes:
+    return f"{zlib.crc32(' '.join(map(_spelled, fields)).encode()):08x}".encode()
+
+
+def _spelled(field: pa.Field) -> str:
+    """A field's name and those within it; what Parquet itself calls otherwise than Arrow is left out."""
+    kind = field.type
+    inner: list[pa.Field] = []
+    if pa.types.is_struct(kind):
+        inner = [kind.field(k) for k in range(kind.num_fields)]
+    elif pa.types.is_list(kind):
+        inner = [pa.field("", kind.value_type)]
+    elif pa.types.is_map(kind):
+        inner = [pa.field("", kind.key_type), pa.field("", kind.item_type)]
+    return f"{field.name}:{' '.join(map(_spelled, inner)) or kind}"
+
+
 def _encoded(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
+    table = table.replace_schema_metadata({_COLUMNS: _checksum(table.schema)})
     order = [(key, "ascending") for key in sort_keys(table.schema)]
     pq.write_table(
         table,

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from emolake.pipeline.errors import EmolakeError, UserError
+from emolake.pipeline.errors import Damaged, EmolakeError, JobFailed, UserError
 from emolake.pipeline.lake.layout import LEASES, Lake
 from emolake.pipeline.storage.files import create_exclusively, write_whole
 
@@ -156,6 +156,18 @@ class Lease:
 
     def _write(self, holder: Holder) -> None:
         write_whole(self.lake.fs, _path(self.lake, self.number), _encoded(holder))
+
+
+@contextmanager
+def holding(lake: Lake, run_id: str) -> Iterator[Fence]:
+    """The output is this one's inside. JobFailed for a damaged file, now that work has begun."""
+    lease = Lease.acquire(lake, run_id)
+    try:
+        yield lease.fence
+    except Damaged as error:
+        raise JobFailed(str(error)) from None
+    finally:
+        lease.release()
 
 
 def _in_use(

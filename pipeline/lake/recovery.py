@@ -211,7 +211,11 @@ def _recommit(
     if (LEDGER, old_id) not in files:
         return
     old = files[LEDGER, old_id]
-    tables = {LEDGER: without_segments(lake.read_table(old), gone)}
+    try:
+        tables = {LEDGER: without_segments(lake.read_table(old), gone)}
+    except FileNotFoundError:
+        # Whoever had the output before has woken up and ended what it was at: it had committed the rest anew.
+        return
     lost: Segments = {}
     for name in DATA_TABLES:
         needs = needing(tables[LEDGER], name)

@@ -131,12 +131,18 @@ def as_os_error(error: Exception) -> Exception:
     return FileNotFoundError(told) if getattr(error, "status", None) in _GONE else OSError(told)
 
 
+_WITHOUT_CREDENTIALS = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"),
+        *("SSOTokenLoadError", "UnauthorizedSSOTokenError", "TokenRetrievalError"),
+    }
+)
+
+
 def wants_credentials(error: BaseException) -> bool:
     """Whether a store's client says that it has nothing to show to the store."""
     kinds = {type(error).__name__, type(error.__cause__).__name__}
-    return bool(
-        kinds & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
-    )
+    return bool(kinds & _WITHOUT_CREDENTIALS)
 
 
 def _of_a_client(error: BaseException, clients: frozenset[str] = _CLIENTS) -> bool:
@@ -329,7 +335,11 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"--storage-option {key} is given as a value and as {key}.<name>")
         if leaf in _GROUPS:
             raise UserError(f"--storage-option {key} is a group; write {key}.NAME=VALUE")
-        if _COUNTED.search(leaf) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        if (
+            "headers" not in folders
+            and _COUNTED.search(leaf)
+            and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+        ):
             node[leaf] = float(value) if "." in value else int(value)
         else:
             node[leaf] = {"true": True, "false": False}.get(value.lower(), value)

@@ -16,19 +16,33 @@ _CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WEB = ("http://", "https://")
-_LOGIN = re.compile(r"^((?:https?|ftps?|sftp|ssh|smb|webdavs?|davs?)://)[^/?#]*@", re.IGNORECASE)
-"""Where a user's name, and a password, stand before the host; elsewhere that place means something else."""
+_LOGIN = re.compile(
+    r"^((?:https?|ftps?|ftp\+ssl|sftp|ssh|smb|webdavs?|davs?|webhdfs|gist)://)[^/?#]*@"
+    r"|^(s3a?://)[^/?#@]*:[^/?#@]*@",
+    re.IGNORECASE,
+)
+"""Where a user's name, and a password, stand before the host; elsewhere that place means something else
+(of S3 nothing that a bucket could be)."""
+_HOSTLESS = re.compile(r"(?:ftps?|ftp\+ssl|sftp|ssh|smb|webhdfs|hdfs)://", re.IGNORECASE)
+"""Whose file systems tell paths without the host."""
 _SIGNATURE = re.compile(r"([a-z0-9_-]*-)?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE)
 _SECRET = re.compile(
-    r"((access|auth|session|security|bearer|refresh|id|sas|x-amz-security)[-_]?)?token|jwt|sas|hmac"
-    r"|passw(or)?d|pwd|((client|app)[-_]?)?secret|(access|auth|api|account|secret)[-_]?key|[a-z-]*credential",
+    r"((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|x-[a-z]+-security)"
+    r"[-_]?)?token|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|((client|app)[-_]?)?secret"
+    r"|auth|authorization|(access|auth|api|account|secret|subscription|master|private)[-_]?key"
+    r"|[a-z-]*credential",
     re.IGNORECASE,
 )
 _SIGNING = re.compile(
-    r"x-(amz|goog|oss|obs)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
+    r"x-(amz|goog|oss|obs|cos|tos)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
     re.IGNORECASE,
 )
 """What stands beside the signature of a presigned URL (of S3 and its kin, Google, CloudFront)."""
+_EXPIRING, _EXPIRES = (
+    re.compile("token|md5", re.IGNORECASE),
+    re.compile("md5|expires", re.IGNORECASE),
+)
+"""A token that ends, as content networks give it: with each another end."""
 _AZURE_SIGNING = re.compile(
     "se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv", re.IGNORECASE
 )
@@ -104,13 +118,15 @@ _AZURE = ("abfs://", "abfss://", "wasb://", "wasbs://")
 def _leaves_out(path: str, uri: str) -> bool:
     """Whether a file system's path of a URI lacks the host, or what else stands in its place."""
     match = _AUTHORITY.match(uri)
-    return match is not None and not _SCHEME.match(path) and match[1] not in path.split("/")
+    if match is None or _SCHEME.match(path):
+        return False
+    return _HOSTLESS.match(uri) is not None or match[1] != path.lstrip("/").partition("/")[0]
 
 
 def is_no_name(uri: str) -> bool:
-    """Whether a URI of a server names none that there could be, such as a host `[`."""
+    """Whether a URI names no server that there could be, such as a host `[`."""
     try:
-        urlsplit(uri if _LOGIN.match(uri.partition("://")[0] + "://@") else "")
+        urlsplit(uri if _SCHEME.match(uri) and not _CHAINED.search(uri) else "")
     except ValueError:
         return True
     return False
@@ -123,7 +139,7 @@ def unsigned(uri: str) -> str:
 
 
 def _unsigned(uri: str) -> str:
-    uri = _LOGIN.sub(r"\1", uri)
+    uri = _LOGIN.sub(lambda match: match[1] or match[2], uri)
     address, _, query = uri.partition("?")
     if not query or not uri.lower().startswith(_WEB):
         return uri
@@ -131,6 +147,8 @@ def _unsigned(uri: str) -> str:
     left_out = [_SECRET, _SIGNATURE]
     if any(map(_SIGNATURE.fullmatch, names)):
         left_out.append(_SIGNING)
+    elif "expires" in map(str.lower, names) and any(map(_EXPIRING.fullmatch, names)):
+        left_out.append(_EXPIRES)
     if "sig" in map(str.lower, names):
         left_out.append(_AZURE_SIGNING)
     kept = [

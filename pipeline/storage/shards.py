@@ -17,6 +17,27 @@ _SMALL_ONES = 256
 _AT_ONCE = 16_384  # rows that go to their parts together: dealing out a few costs as much as many
 
 
+class Joined:
+    """Tables to be one some day. A small one holds kilobytes beside its rows: of many a few are made."""
+
+    def __init__(self) -> None:
+        self.nbytes = self.num_rows = 0
+        self._joined: list[pa.Table] = []
+        self._small: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        self.nbytes += table.nbytes
+        self.num_rows += table.num_rows
+        self._small.append(table)
+        if len(self._small) == _SMALL_ONES:
+            self._joined.append(pa.concat_tables(self._small).combine_chunks())
+            self._small = []
+
+    @property
+    def tables(self) -> list[pa.Table]:
+        return [*self._joined, *self._small]
+
+
 class Shards:
     """Rows of one schema, in the order in which they were added; in several parts by the strings of the
     column `key`, once there are more than `IN_MEMORY_ROWS` of them, in that order within each part."""
@@ -25,8 +46,7 @@ class Shards:
         self.schema = schema
         self.key = key
         self.num_rows = 0
-        self._held: list[pa.Table] = []
-        self._held_rows = 0
+        self._held = Joined()
         self._folder: TemporaryDirectory[str] | None = None
         self._open = ExitStack()
         self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
@@ -41,11 +61,10 @@ class Shards:
     def add(self, table: pa.Table) -> None:
         """May not follow the first reading."""
         self.num_rows += table.num_rows
-        self._held.append(table)
-        self._held_rows += table.num_rows
+        self._held.add(table)
         if self._folder is None and self.num_rows > IN_MEMORY_ROWS:
             self.spill()
-        elif self._folder is not None and self._held_rows >= _AT_ONCE:
+        elif self._folder is not None and self._held.num_rows >= _AT_ONCE:
             self._write_held()
 
     @property
@@ -66,7 +85,7 @@ class Shards:
     def parts(self) -> Iterator[pa.Table]:
         """All rows; those of one key together."""
         if self._folder is None:
-            yield pa.concat_tables([self.schema.empty_table(), *self._held])
+            yield pa.concat_tables([self.schema.empty_table(), *self._held.tables])
             return
         self._write_held()
         self._open.close()
@@ -79,35 +98,15 @@ class Shards:
         return Path(self._folder.name) / f"{shard}.arrow"
 
     def _write_held(self) -> None:
-        if not self._held_rows:
+        if not self._held.num_rows:
             return
-        table = pa.concat_tables(self._held).combine_chunks()
-        self._held, self._held_rows = [], 0
+        table = pa.concat_tables(self._held.tables).combine_chunks()
+        self._held = Joined()
         chosen = pa.array([_shard(key) for key in table[self.key].to_pylist()], pa.int32())
         for k, writer in enumerate(self._writers):
             part = table.filter(pa.compute.equal(chosen, k))
             if part.num_rows:
                 writer.write_table(part)
-
-
-class Joined:
-    """Tables to be one some day. A small one holds kilobytes beside its rows: of many a few are made."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._joined: list[pa.Table] = []
-        self._small: list[pa.Table] = []
-
-    def add(self, table: pa.Table) -> None:
-        self.nbytes += table.nbytes
-        self._small.append(table)
-        if len(self._small) == _SMALL_ONES:
-            self._joined.append(pa.concat_tables(self._small).combine_chunks())
-            self._small = []
-
-    @property
-    def tables(self) -> list[pa.Table]:
-        return [*self._joined, *self._small]
 
 
 def together(one: Shards, other: Shards) -> Iterator[tuple[pa.Table, pa.Table]]:

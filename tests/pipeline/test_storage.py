@@ -198,6 +198,11 @@ def test_what_opens_an_object_store_is_not_sent_to_a_web_server() -> None:
         "https://h/a.mp4?q-ak=1&q-signature=f00",
         "http://h/a?hdnts=exp=1~hmac=f00",
         "zip://a.mp4::https://h/a.zip?X-Amz-Signature=f00",
+        "s3a://AKIA:f00@bucket/a.mp4",
+        "webhdfs://u:f00@127.0.0.1:9/v/a.mp4",
+        "https://h/a.mp4?private_token=f00&oauth_token=f00&user_password=f00",
+        "https://h/a.mp4?X-Tos-Security-Token=f00&x-cos-security-token=f00",
+        "https://h/a.mp4?subscription-key=f00&passphrase=f00&auth=f00&Authorization=f00",
     ],
 )
 def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
@@ -231,6 +236,8 @@ def test_a_line_of_something_long_is_made_at_once() -> None:
         ("github://org:repo@main/a.mp4", "github://org:repo@main/a.mp4"),
         ("https://h/s?show=5&se=2&policy=1", "https://h/s?show=5&se=2&policy=1"),
         ("https://h/d?file_token=A", "https://h/d?file_token=A"),
+        ("https://h/d?key=a.mp4", "https://h/d?key=a.mp4"),
+        ("ftp://nas/nas/a.mp4", "ftp://nas/nas/a.mp4"),
         ("http://host?id=5", "http://host?id=5"),
     ],
 )
@@ -258,6 +265,7 @@ def test_options_that_count_are_numbers_and_names_are_not() -> None:
         "key": "0042",
         "project": "7",
     }
+    assert parse_options(["headers.X-Runtime=1.10"]) == {"headers": {"X-Runtime": "1.10"}}
 
 
 class OneOfTwoHosts(MemoryFileSystem):
@@ -320,7 +328,12 @@ def test_a_manifests_bucket_without_credentials_is_the_runs_mistake(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    storage = Storage({"endpoint_url": "http://127.0.0.1:9", "use_ssl": False})
     with pytest.raises(UserError, match="NoCredentialsError"):
-        stat_video(
-            "s3://bucket/a.mp4", Storage({"endpoint_url": "http://127.0.0.1:9", "use_ssl": False})
-        )
+        stat_video("s3://bucket/a.mp4", storage)
+    login = "sso_start_url = https://x/start\nsso_region = eu-west-1\n"
+    login += "sso_account_id = 1\nsso_role_name = reader\n"
+    (tmp_path / "config").write_text(f"[profile night]\n{login}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(UserError, match="SSOTokenLoadError"):
+        stat_video("s3://bucket/a.mp4", Storage({**storage.options, "profile": "night"}))

@@ -7,6 +7,7 @@ import pytest
 from emolake.jobs.cli import main
 from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Asked, make_plan
+from emolake.pipeline.lake import iceberg
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.forgetting import Forgotten, begin, finish, remember
@@ -291,6 +292,7 @@ def test_what_a_killed_publishing_left_goes_too(tmp_path: Path, monkeypatch) -> 
     lake = full(tmp_path / "lake")
     with monkeypatch.context() as patch:
         patch.setattr(Fence, "__call__", lambda self: 1 / 0)
+        patch.setattr(iceberg, "_withdraw", lambda *_: None)  # the killed do nothing more
         catalog = open_catalog(f"sqlite:///{tmp_path}/catalog.db", lake, {})
         with pytest.raises(ZeroDivisionError):
             publish(lake, catalog, "emolake", "r", Fence(lake, 1))
@@ -302,9 +304,11 @@ def test_what_a_killed_publishing_left_goes_too(tmp_path: Path, monkeypatch) -> 
         table = open_catalog(told[1], lake, {}).load_table(("emolake", name))
         named |= {Path(p).name for p in table.inspect.all_files()["file_path"].to_pylist()}
         manifests |= {Path(p).name for p in table.inspect.all_manifests()["path"].to_pylist()}
-    iceberg = tmp_path / "lake" / "_iceberg"
-    assert {p.name for p in iceberg.rglob("*.parquet")} == named
-    assert {p.name for p in iceberg.rglob("*-m*.avro")} == manifests, "their bounds tell of it too"
+    warehouse = tmp_path / "lake" / "_iceberg"
+    assert {p.name for p in warehouse.rglob("*.parquet")} == named
+    assert {p.name for p in warehouse.rglob("*-m*.avro")} == manifests, (
+        "their bounds tell of it too"
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,6 +351,66 @@ def test_a_publisher_that_wakes_up_after_the_forgetter_leaves_no_file(tmp_path: 
     assert not [p for p in (tmp_path / "lake" / "_iceberg").rglob("*.parquet") if tells_of_d(p)]
 
 
+def test_a_publisher_that_cannot_commit_takes_its_files_with_it(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    before = set((tmp_path / "lake" / "_iceberg").rglob("*.parquet"))
+    commit_segments(lake, [segment("d")], RUN, NoFence(number=5))
+
+    def overtaken() -> None:
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        publish(lake, open_catalog(told[1], lake, {}), "emolake", "slow", overtaken)
+    assert set((tmp_path / "lake" / "_iceberg").rglob("*.parquet")) == before
+
+
+def test_a_publisher_whose_rows_go_while_it_sleeps_leaves_no_file(
+    tmp_path: Path, monkeypatch
+) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    for video in "de":
+        commit_segments(lake, [segment(video)], RUN, NoFence(number=5))
+    monkeypatch.setattr(iceberg, "_FLUSH_BYTES", 1)
+    write, slept = iceberg._data_files, []
+
+    def sleepy(*arguments):
+        if not slept:
+            slept.append(True)
+            assert forget(lake, "/v/d.mp4", "/v/e.mp4", more=told) == 0
+        return write(*arguments)
+
+    monkeypatch.setattr(iceberg, "_data_files", sleepy)
+
+    def overtaken() -> None:
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        publish(lake, open_catalog(told[1], lake, {}), "emolake", "slow", overtaken)
+    assert slept
+    assert not [p for p in (tmp_path / "lake" / "_iceberg").rglob("*.parquet") if tells_of_d(p)]
+
+
+def test_metadata_that_a_killed_publishing_left_half_written_stops_nobody(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    told = catalogue(lake, tmp_path)
+    for metadata in (tmp_path / "lake" / "_iceberg").rglob("metadata"):
+        (metadata / "00009-f00.metadata.json").write_bytes(b"")
+    assert forget(lake, "/v/a.mp4", more=told) == 0
+    assert in_iceberg(lake, tmp_path) == {"/v/b.mp4", "/v/c.mp4"}
+
+
+def test_empty_tables_of_just_our_columns_are_ours(tmp_path: Path) -> None:
+    lake = full(tmp_path / "lake")
+    catalog = open_catalog(f"sqlite:///{tmp_path}/catalog.db", lake, {})
+    catalog.create_namespace("emolake")
+    for name in TABLES:
+        catalog.create_table(("emolake", name), iceberg.table_schema(name))
+    catalogue(lake, tmp_path)
+    assert in_iceberg(lake, tmp_path) == {"/v/a.mp4", "/v/b.mp4", "/v/c.mp4"}
+
+
 def tells_of_d(path: Path) -> bool:
     return "/v/d.mp4" in pq.read_table(path)["uri"].to_pylist()
 
@@ -359,6 +423,7 @@ def test_what_a_killed_publishing_left_goes_however_the_output_is_spelt(
     commit_segments(lake, [segment("d")], RUN, NoFence(number=5))
     with monkeypatch.context() as patch:
         patch.setattr(Fence, "__call__", lambda self: 1 / 0)
+        patch.setattr(iceberg, "_withdraw", lambda *_: None)  # the killed do nothing more
         with pytest.raises(ZeroDivisionError):
             publish(lake, open_catalog(told[1], lake, {}), "emolake", "r", Fence(lake, 5))
     (tmp_path / "link").symlink_to(tmp_path / "lake")
@@ -416,6 +481,25 @@ def test_run_records_tell_nothing_of_it_where_a_quotation_was_cut_or_never_ended
     assert len(told) == 1
     assert "some" not in told[0]
     assert "/archive/2026" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("uri", "quoted"),
+    [
+        ("/v/jane  doe.mp4", "no frame in /v/jane doe.mp4"),
+        ("https://h/jane-doe.mp4", "https://...@h/jane-doe.mp4 404"),
+        ("/v/jane-doe-interview.mp4", "x" * 200 + " /v/jane-doe-int; mend it"),
+        ("/archive/jane-doe/1.mp4", "x" * 200 + " /archive/jane-do"),
+    ],
+)
+def test_run_records_tell_nothing_of_it_however_they_quote_it(
+    tmp_path: Path, uri: str, quoted: str
+) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a", uri=uri)], RUN, no_fence)
+    write_run(lake, {"run_id": "r", "config_hash": "c", "error": quoted})
+    assert forget(lake, uri) == 0
+    assert "jane" not in (tmp_path / "_runs" / "r" / "run.json").read_text()
 
 
 def test_whoever_finishes_for_a_killed_forgetter_blackens_the_records_too(tmp_path: Path) -> None:

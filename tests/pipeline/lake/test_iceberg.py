@@ -141,7 +141,7 @@ def test_a_publisher_that_was_overtaken_adds_nothing(lake: Lake, catalog: Catalo
             overtaken = True
             published(lake, catalog, "faster")
 
-    with pytest.raises(JobFailed, match="publish again"):
+    with pytest.raises(JobFailed, match="run the same command again"):
         publish(lake, catalog, "emolake", "slower", overtake)
     assert keys(catalog) == glob_keys(lake)
     assert snapshots(catalog) == ["run-1", "faster"]
@@ -167,7 +167,7 @@ def test_a_publisher_that_a_forgetter_overtook_leaves_tables_that_can_be_read(
             wakes.set()
             slow.result()
 
-        with pytest.raises(JobFailed, match="publish again"):
+        with pytest.raises(JobFailed, match="run the same command again"):
             publish(lake, catalog, "emolake", "forget", slow_goes_first, forgets=True)
     publish(lake, catalog, "emolake", "forget", no_fence, forgets=True)
     assert keys(catalog) == glob_keys(lake)
