@@ -257,8 +257,8 @@ class Config(_Part):
 
     model: str = Field(
         "emo-llama-tiny",
-        description="an embedded model's name or a model folder; several, with commas between, annotate "
-        "in one pass",
+        description="an embedded model's name, a model folder, a hub's org/name[@revision], or the file that "
+        "describes a classifier; several, with commas between, annotate in one pass",
     )
     corpus: str = Field("default", pattern=CORPUS_NAME, description="partition name of the rows")
     decode: DecodeConfig = DecodeConfig()

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.needs import CropView, FrameView, Needs
-from emolake.pipeline.models.catalog import model_folder
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.catalog import model_path, read_config
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,13 @@ _OF_FAMILY = {
     "emola": "emola:EmolaAnnotator",
     "emotion-llama": "emotion_llama:EmotionLlamaAnnotator",
     "emollm": "emollm:EmoLlmAnnotator",
+    "classifier": "classifier:ClassifierAnnotator",
 }
 
 
 def load_annotator(model: str, config: AnnotatorConfig, device: str) -> Annotator:
-    """The annotator of an embedded model's name or a model folder, its weights on `device`."""
-    family = read_config(model_folder(model)).family
+    """The annotator of a model as `model_path` takes it, its weights on `device`."""
+    family = read_config(model_path(model)).family
     module, _, name = _OF_FAMILY[family].partition(":")
     # Torch and transformers take seconds to import; only who loads a model pays for them.
     kind = getattr(importlib.import_module(f"emolake.pipeline.annotators.{module}"), name)

@@ -1,0 +1,62 @@
+"""Networks from ONNX files, by onnxruntime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emolake.pipeline.errors import UserError, in_a_line
+
+
+class OnnxNetwork:
+    """what: names the file's part in the run, for errors. side: of the square that it reads, None where any
+    will do; outputs: how many values it gives a picture, None where the file leaves that open."""
+
+    def __init__(self, path: str, what: str, device: str = "cpu") -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f"{what} needs onnxruntime: pip install 'emolake[onnx]'") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        there = onnxruntime.get_available_providers()
+        wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                path, options, providers=[name for name in wanted if name in there]
+            )
+        except Exception as error:  # the library raises its own kinds by the dozen
+            raise UserError(f"{what} {path} is no ONNX model: {in_a_line(error, 200)}") from None
+        inputs = self._session.get_inputs()
+        given, shape = inputs[0], inputs[0].shape
+        if len(inputs) > 1 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            raise UserError(
+                f"{what} {path} does not read RGB pictures and nothing else: its inputs are "
+                f"{', '.join(f'{one.name} {one.shape}' for one in inputs)}"
+            )
+        self._input = given.name
+        self._dtype = np.float16 if given.type == "tensor(float16)" else np.float32
+        self._channels_last = shape[1] != 3
+        self._takes_many = not isinstance(shape[0], int)
+        side = shape[2]
+        self.side: int | None = side if isinstance(side, int) else None
+        widths = [out.shape[1:] for out in self._session.get_outputs()]
+        told = all(isinstance(size, int) for width in widths for size in width)
+        self.outputs: int | None = (
+            sum(int(np.prod(width)) for width in widths) if told and widths else None
+        )
+
+    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, 3, S, S) -> (N, K) float32: all its outputs, one after the other."""
+        given = pictures.transpose(0, 2, 3, 1) if self._channels_last else pictures
+        given = np.ascontiguousarray(given, self._dtype)
+        parts = np.array_split(given, 1 if self._takes_many else len(given))
+        answers = [self._session.run(None, {self._input: part}) for part in parts]
+        return np.concatenate(
+            [
+                np.concatenate([np.asarray(out).reshape(len(part), -1) for out in told], axis=1)
+                for told, part in zip(answers, parts, strict=True)
+            ]
+        ).astype(np.float32)
