@@ -13,6 +13,7 @@ from pathlib import Path
 
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options
+from emolake.pipeline.annotators.onnx import described_network
 from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError, in_a_line
@@ -190,6 +191,8 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
     for model in models:
         if isinstance(model.config, ClassifierConfig):
             model.config.columns(config.annotator.label_set)
+            if model.config.weights.is_file():
+                described_network(model.config)
     return files
 
 

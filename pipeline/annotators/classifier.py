@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
-from emolake.pipeline.annotators.onnx import OnnxNetwork
+from emolake.pipeline.annotators.onnx import described_network
 from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.errors import UserError, in_a_line
@@ -114,7 +114,8 @@ def network(config: ClassifierConfig, device: str) -> Callable[[Tensor], Tensor]
     """(N, 3, S, S) float32, normalised -> (N, C). UserError where the weights cannot be read, or are not of
     the sizes described."""
     if config.weights.is_file():
-        return _of_onnx(config, device)
+        made = described_network(config, device)
+        return lambda pixels: torch.from_numpy(made(pixels.cpu().numpy())).to(pixels.device)
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -131,18 +132,3 @@ def network(config: ClassifierConfig, device: str) -> Callable[[Tensor], Tensor]
         raise UserError(f"model {config.weights} lacks {len(missing)} tensors, {missing[0]}")
     model = model.to(device).eval()
     return lambda pixels: model(pixel_values=pixels).logits
-
-
-def _of_onnx(config: ClassifierConfig, device: str) -> Callable[[Tensor], Tensor]:
-    made = OnnxNetwork(str(config.weights), f"model {config.name}:", device)
-    if made.side not in (None, config.size):
-        raise UserError(
-            f"model {config.name}: {config.weights.name} reads pictures of {made.side} pixels, described are "
-            f"{config.size}"
-        )
-    if made.outputs not in (None, len(config.classes)):
-        raise UserError(
-            f"model {config.name}: {config.weights.name} gives {made.outputs} values a picture, "
-            f"{len(config.classes)} labels are described"
-        )
-    return lambda pixels: torch.from_numpy(made(pixels.cpu().numpy())).to(pixels.device)

@@ -128,7 +128,7 @@ class LandmarkNetwork:
         """N RGB pictures of a face -> (N, dim) float32. As published: 192 x 192, BGR, 0..1."""
         side = (_LANDMARK_SIDE, _LANDMARK_SIDE)
         small = [cv2.cvtColor(cv2.resize(p, side), cv2.COLOR_RGB2BGR) for p in pictures]
-        blobs = (np.stack(small).astype(np.float32) / 255).transpose(0, 3, 1, 2)
+        blobs = (np.stack(small).astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2)
         features = self._network(blobs)
         if features.shape[1] != self._dim:
             raise ValueError(

@@ -8,6 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.models.classifier import ClassifierConfig
+
+
+def described_network(config: ClassifierConfig, device: str = "cpu") -> OnnxNetwork:
+    """A classifier's network. UserError where the file is not of the sizes described."""
+    made = OnnxNetwork(str(config.weights), f"model {config.name}:", device)
+    if made.side not in (None, config.size):
+        raise UserError(
+            f"model {config.name}: {config.weights.name} reads pictures of {made.side} pixels, described are "
+            f"{config.size}"
+        )
+    if made.outputs not in (None, len(config.classes)):
+        raise UserError(
+            f"model {config.name}: {config.weights.name} gives {made.outputs} values a picture, "
+            f"{len(config.classes)} labels are described"
+        )
+    return made
 
 
 class OnnxNetwork:

@@ -44,27 +44,33 @@ def fetched(name: str) -> Path:
     if match is None:
         raise UserError(f"{name!r} is no name of a hub; write org/name or org/name@revision")
     repo, revision = match["repo"], match["revision"]
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     if _COMMIT.fullmatch(revision or ""):
         # What a commit holds stands still: a machine that has it asks nobody.
         with suppress(LocalEntryNotFoundError):
-            folder = Path(
-                snapshot_download(
-                    repo,
-                    revision=revision,
-                    local_files_only=True,
-                    allow_patterns=[f"*{end}" for end in (*_DESCRIBING, _SAFE)],
-                    ignore_patterns=["*/*"],
-                )
-            )
+            folder = _cached(repo, revision)
             if any(folder.glob(f"*{_SAFE}")):
                 return folder
     return _from_hub(repo, revision)
+
+
+def _cached(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    parts = [f"*{end}" for end in (*_DESCRIBING, _SAFE)]
+    return Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=parts,
+            ignore_patterns=["*/*"],
+        )
+    )
 
 
 def commit_of(folder: Path) -> str | None:
@@ -96,14 +102,14 @@ def _from_hub(repo: str, revision: str | None) -> Path:
         try:
             info = HfApi().model_info(repo, revision=revision)
         except errors.OfflineModeIsEnabled:
-            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            return _cached(repo, revision)
         wanted = _wanted(file.rfilename for file in info.siblings or ())
         if not any(name.endswith((_SAFE, _TORCH)) for name in wanted):
             raise UserError(f"model {repo} of {where} has no weights as safetensors")
-        asked = {"repo_id": repo, "revision": info.sha, "allow_patterns": wanted}
-        missing = [file for file in snapshot_download(**asked, dry_run=True) if file.will_download]
-        _make_room(repo, sum(file.file_size for file in missing), Path(constants.HF_HUB_CACHE))
-        return Path(snapshot_download(**asked))
+        listed = snapshot_download(repo, revision=revision, allow_patterns=wanted, dry_run=True)
+        missing = sum(file.file_size or 0 for file in listed if file.will_download)
+        _make_room(repo, missing, Path(constants.HF_HUB_CACHE))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError:
         raise UserError(
             f"model {repo} of {where} is gated: accept its terms at {where}/{repo} and give a token of yours "
@@ -111,8 +117,8 @@ def _from_hub(repo: str, revision: str | None) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{where} has no model {repo}, or shows it to nobody without a token (HF_TOKEN); there is no folder "
-            "of that name on this machine either"
+            f"{where} has no model {repo}, or shows it to nobody without a token (HF_TOKEN); there is no "
+            "folder of that name on this machine either"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"model {repo} of {where} has no revision {revision!r}") from None
