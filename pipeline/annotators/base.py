@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,8 +91,9 @@ class Annotator(Protocol):
     revision: str
     needs: Needs
 
-    def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
-        """One annotation a window, in order; the result of a window depends on it alone."""
+    def annotate(self, windows: list[WindowInput]) -> Sequence[Annotation | Exception]:
+        """One annotation a window, in order; the result of a window depends on it alone. An exception stands
+        for a window that it alone met, and is raised where it may be the batch's."""
         ...
 
 
@@ -103,6 +104,7 @@ _OF_FAMILY = {
     "emotion-llama": "emotion_llama:EmotionLlamaAnnotator",
     "emollm": "emollm:EmoLlmAnnotator",
     "classifier": "classifier:ClassifierAnnotator",
+    "served": "served:ServedAnnotator",
 }
 
 

@@ -1,5 +1,5 @@
-"""Which models there are: embedded ones by name, folders by path, classifiers by a file that describes
-them, a hub's by its name there. Imports no torch.
+"""Which models there are: embedded ones by name, folders by path, a hub's by its name
+there, classifiers and models behind an endpoint by a file that describes them. Imports no torch.
 
 A model folder holds config.json, model.safetensors (or shards with an index of the form that
 `transformers` writes), tokenizer.json, where the Q-Former has another one question_tokenizer.json, and
@@ -12,7 +12,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from emolake.pipeline.errors import UserError
+import yaml
+
+from emolake.pipeline.config import validated
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.classifier import (
     DESCRIPTIONS,
     ONNX,
@@ -29,6 +32,7 @@ from emolake.pipeline.models.config import (
     ModelConfig,
     read_json,
 )
+from emolake.pipeline.models.served import Served, served_config
 from emolake.pipeline.storage import hub
 from emolake.pipeline.storage.hub import commit_of, fetched, is_hub_name, plain_name
 
@@ -102,7 +106,9 @@ def pinned(name_or_path: str) -> str:
 def read_config(path: Path) -> ModelConfig:
     """Of what `model_path` found, by its family; UserError where it is of none that we have."""
     if path.is_file():
-        said = Description.read(path)
+        said = read_description(path)
+        if isinstance(said, Served):
+            return served_config(said, path.stem)
         return classifier_config(_described(path, said), path.stem, said)
     tree = read_json(path / CONFIG)
     if "family" not in tree and "model_type" in tree:  # a folder as `transformers` writes it
@@ -114,6 +120,22 @@ def read_config(path: Path) -> ModelConfig:
         known = ", ".join(_FAMILIES)
         raise UserError(f"{path}/{CONFIG}: family {family!r} is unknown; known: {known}")
     return _FAMILIES[family].read(path)
+
+
+def read_description(path: Path) -> Description | Served:
+    """What a YAML file says of a classifier, or of a model behind an endpoint; UserError where it is none."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"model {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"model {path} is not YAML: {in_a_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"model {path} describes no model: it holds no key: value pairs")
+    told: Description | Served = validated(
+        Served if "endpoint" in tree else Description, tree, str(path)
+    )
+    return told
 
 
 def _description(path: Path) -> Path:
@@ -153,7 +175,10 @@ def weight_files(path: Path) -> list[Path]:
     """A model's weights: one file, or the shards that its index names. UserError where there are
     none, or one is missing."""
     if path.is_file():
-        weights = _described(path, Description.read(path))
+        said = read_description(path)
+        if isinstance(said, Served):
+            return []
+        weights = _described(path, said)
         return [weights] if weights.is_file() else weight_files(weights)
     folder = path
     for whole, index in ((WEIGHTS, INDEX), _TORCH):
@@ -180,7 +205,9 @@ def model_revision(path: Path) -> str:
     digest = hashlib.sha256()
     folder = path
     if path.is_file():
-        said = Description.read(path)
+        said = read_description(path)
+        if isinstance(said, Served):
+            return hashlib.sha256(said.telling.encode()).hexdigest()[:12]
         folder = _described(path, said)
         digest.update(said.model_dump_json(exclude={"weights", "licence"}).encode())
     parts = [folder / part for part in (CONFIG, TOKENIZER, QUESTION_TOKENIZER, PROCESSOR)]

@@ -15,11 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from emolake.pipeline.config import validated
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, Needs
 from emolake.pipeline.labels import KNOWN_LABELS, LABEL_SETS, canonical, label_set
@@ -52,20 +50,6 @@ class Description(BaseModel):
     probabilities: bool = False
     temperature: float = Field(1.0, gt=0)
     licence: str | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Description:
-        """UserError where the file is no description."""
-        try:
-            tree = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise UserError(f"model {path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"model {path} is not YAML: {in_a_line(error)}") from None
-        if not isinstance(tree, dict):
-            raise UserError(f"model {path} is no description of a classifier: no key: value pairs")
-        told: Description = validated(cls, tree, str(path))
-        return told
 
 
 class ClassifierConfig(ModelConfig):
@@ -114,16 +98,15 @@ def classifier_config(weights: Path, name: str, said: Description) -> Classifier
     UserError where they leave open what an output means or how pictures go in."""
     of_folder = {} if weights.suffix == ONNX else _read_folder(weights)
     classes = _classes(said.labels, of_folder.get("labels"), name)
-    size, mean, std = (
-        getattr(said, part) if getattr(said, part) is not None else of_folder.get(part)
-        for part in ("size", "mean", "std")
-    )
-    for part, value in (("size", size), ("mean", mean), ("std", std)):
-        if value is None:
+    described = said.model_dump(include={"size", "mean", "std"}, exclude_none=True)
+    pixels: dict[str, Any] = of_folder | described
+    for part in ("size", "mean", "std"):
+        if pixels.get(part) is None:
             raise UserError(
                 f"model {name}: its {part} is nowhere told: a description (a YAML file that --model names) "
                 f"says `{part}:`"
             )
+    size, mean, std = pixels["size"], pixels["mean"], pixels["std"]
     if min(std) <= 0:
         raise UserError(f"model {name}: std {list(std)} must be above 0")
     return ClassifierConfig(
