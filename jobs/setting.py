@@ -95,6 +95,15 @@ class Setting:
             ) from None
 
 
+def names_apart(models: tuple[ChosenModel, ...]) -> None:
+    """UserError where rows of two models could not be told apart."""
+    names = [model.config.name for model in models]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two of the models have one name ({', '.join(names)}); rename a folder, or say `name:`"
+        )
+
+
 def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
     """What the face stage must make for all models together."""
     needs = Needs.of_all(model.config.needs for model in models)
@@ -110,9 +119,10 @@ def read_setting(options: Options) -> Setting:
         load_config(options.config, options.settings, model=options.model, corpus=options.corpus)
     )
     models = tuple(ChosenModel.of(model) for model in config.models)
-    revisions = [model.revision for model in models]
-    if len(set(revisions)) < len(revisions):
+    contents = [content_of(model.revision) for model in models]
+    if len(set(contents)) < len(contents):
         raise UserError(f"--model {config.model} names one model twice")
+    names_apart(models)
     if config.faces.identity is not None:
         identity_models()
     storage = Storage(parse_options(options.storage_options))

@@ -15,7 +15,7 @@ import numpy as np
 from emolake.jobs.cli import print_json
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, storage_option
-from emolake.jobs.setting import ChosenModel, model_files, needs_of, pinned_models
+from emolake.jobs.setting import ChosenModel, model_files, names_apart, needs_of, pinned_models
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
@@ -98,7 +98,7 @@ def _of_a_table(options: Options) -> dict[str, Any]:
     config = pinned_models(_config(options))
     models = tuple(ChosenModel.of(name) for name in config.models)
     labels = _asked(options, models)
-    _names_apart(models)
+    names_apart(models)
     model_files(config, models)
     needs = needs_of(models, config)
     storage = Storage(parse_options(options.storage_options))
@@ -147,12 +147,6 @@ def _asked(options: Options, models: tuple[ChosenModel, ...]) -> tuple[str, ...]
             f"the models have different label sets ({', '.join(sorted(sets))}); give --label-set"
         )
     return label_set(sets.pop())
-
-
-def _names_apart(models: tuple[ChosenModel, ...]) -> None:
-    names = [model.config.name for model in models]
-    if len(set(names)) < len(names):
-        raise UserError(f"two of the models have one name ({', '.join(names)}); rename a folder's")
 
 
 @dataclass(frozen=True)

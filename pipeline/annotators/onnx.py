@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ def described_network(config: ClassifierConfig, device: str = "cpu") -> OnnxNetw
     return made
 
 
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
 class OnnxNetwork:
     """what: names the file's part in the run, for errors. side: of the square that it reads, None where any
     will do; outputs: how many values it gives a picture, None where the file leaves that open."""
@@ -40,6 +44,12 @@ class OnnxNetwork:
         options.intra_op_num_threads = 1
         there = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+        if wanted[0] not in there:
+            logging.getLogger(__name__).warning(
+                "%s %s runs on the CPU: onnxruntime here has no CUDA; install onnxruntime-gpu",
+                what,
+                path,
+            )
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 path, options, providers=[name for name in wanted if name in there]
@@ -48,17 +58,22 @@ class OnnxNetwork:
             raise UserError(f"{what} {path} is no ONNX model: {in_a_line(error, 200)}") from None
         inputs = self._session.get_inputs()
         given, shape = inputs[0], inputs[0].shape
-        if len(inputs) > 1 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        fits = len(inputs) == 1 and len(shape) == 4 and 3 in (shape[1], shape[3])
+        if fits:
+            self._channels_last = shape[1] != 3
+            sides = {
+                n for n in (shape[1:3] if self._channels_last else shape[2:]) if isinstance(n, int)
+            }
+            fits = len(sides) < 2 and (shape[0] == 1 or not isinstance(shape[0], int))
+        if not fits or given.type not in _TYPES:
             raise UserError(
-                f"{what} {path} does not read RGB pictures and nothing else: its inputs are "
-                f"{', '.join(f'{one.name} {one.shape}' for one in inputs)}"
+                f"{what} {path} does not read one or any number of square RGB pictures as float and nothing "
+                f"else: its inputs are {', '.join(f'{one.name} {one.type} {one.shape}' for one in inputs)}"
             )
         self._input = given.name
-        self._dtype = np.float16 if given.type == "tensor(float16)" else np.float32
-        self._channels_last = shape[1] != 3
+        self._dtype = _TYPES[given.type]
         self._takes_many = not isinstance(shape[0], int)
-        side = shape[2]
-        self.side: int | None = side if isinstance(side, int) else None
+        self.side: int | None = sides.pop() if sides else None
         widths = [out.shape[1:] for out in self._session.get_outputs()]
         told = all(isinstance(size, int) for width in widths for size in width)
         self.outputs: int | None = (

@@ -33,7 +33,9 @@ class SpeechRecognizer:
             self._pipeline: Any = transformers.pipeline(
                 "automatic-speech-recognition",
                 model=model,
-                tokenizer=transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+                tokenizer=transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                ),
                 feature_extractor=transformers.WhisperFeatureExtractor.from_pretrained(
                     folder, local_files_only=True
                 ),

@@ -20,8 +20,10 @@ from emolake.pipeline.models.classifier import (
     DESCRIPTIONS,
     ONNX,
     PROCESSOR,
+    ClassifierConfig,
     Description,
     classifier_config,
+    external_data,
     is_classifier,
 )
 from emolake.pipeline.models.config import (
@@ -32,7 +34,7 @@ from emolake.pipeline.models.config import (
     ModelConfig,
     read_json,
 )
-from emolake.pipeline.models.served import Served, served_config
+from emolake.pipeline.models.served import Served, ServedConfig, served_config
 from emolake.pipeline.storage import hub
 from emolake.pipeline.storage.hub import commit_of, fetched, is_hub_name, plain_name
 
@@ -84,7 +86,9 @@ def model_path(name_or_path: str) -> Path:
 
 def folder_of(name_or_path: str, option: str) -> Path:
     """A folder that an option names, by path or by its name on a hub; UserError says which option."""
-    path = place_of(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and is_hub_name(name_or_path):
+        return fetched(name_or_path)
     if not path.is_dir():
         raise UserError(f"{option} {name_or_path} is no folder of a model")
     return path
@@ -93,7 +97,9 @@ def folder_of(name_or_path: str, option: str) -> Path:
 def place_of(name_or_path: str) -> Path:
     """A file or folder, whether it is there or not, or the folder of a hub's model."""
     path = Path(name_or_path).expanduser()
-    return fetched(name_or_path) if not path.exists() and is_hub_name(name_or_path) else path
+    if path.exists() or not is_hub_name(name_or_path):
+        return path
+    return fetched(name_or_path, published=True)
 
 
 def pinned(name_or_path: str) -> str:
@@ -115,6 +121,8 @@ def read_config(path: Path) -> ModelConfig:
         if is_classifier(tree):
             return classifier_config(path, plain_name(path), Description())
         return EmoLlmConfig(name=plain_name(path))
+    if "family" not in tree and "architecture" in tree and "pretrained_cfg" in tree:
+        raise UserError(f"{path} is a model of timm's; export it to ONNX and describe that file")
     family = tree.get("family", "emo-llama")
     if family not in _FAMILIES:
         known = ", ".join(_FAMILIES)
@@ -162,13 +170,18 @@ def _described(path: Path, said: Description) -> Path:
     weights = path.parent / Path(said.weights).expanduser()
     if weights.is_file() and weights.suffix == ONNX:
         return weights
-    if weights.exists() or not is_hub_name(said.weights):
-        if not weights.is_dir():
-            raise UserError(f"model {path}: weights {weights} is neither a folder nor an ONNX file")
-        if not is_classifier(read_json(weights / CONFIG)):
-            raise UserError(f"model {path}: weights {weights} is no image classifier's folder")
-        return weights
-    return fetched(said.weights)
+    if not weights.exists() and is_hub_name(said.weights):
+        if not hub.is_pinned(said.weights):
+            raise UserError(
+                f"model {path}: name the commit, so that every node reads the same: "
+                f"weights: {hub.pinned(said.weights)}"
+            )
+        weights = fetched(said.weights)
+    elif not weights.is_dir():
+        raise UserError(f"model {path}: weights {weights} is neither a folder nor an ONNX file")
+    if not is_classifier(read_json(weights / CONFIG)):
+        raise UserError(f"model {path}: weights {said.weights} is no image classifier's folder")
+    return weights
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -205,19 +218,31 @@ def model_revision(path: Path) -> str:
     digest = hashlib.sha256()
     folder = path
     if path.is_file():
-        said = read_description(path)
-        if isinstance(said, Served):
-            return hashlib.sha256(said.telling.encode()).hexdigest()[:12]
-        folder = _described(path, said)
-        digest.update(said.model_dump_json(exclude={"weights", "licence"}).encode())
-    parts = [folder / part for part in (CONFIG, TOKENIZER, QUESTION_TOKENIZER, PROCESSOR)]
-    for file in [*parts, *([folder] if folder.is_file() else weight_files(folder))]:
+        config = read_config(path)
+        if isinstance(config, ServedConfig):
+            return hashlib.sha256(config.served.telling.encode()).hexdigest()[:12]
+        assert isinstance(config, ClassifierConfig)
+        folder = config.weights
+        # Neither a name nor a place changes what it tells.
+        told = config.model_dump_json(exclude={"name", "weights"}, exclude_defaults=True)
+        digest.update(told.encode())
+    if folder.is_file():
+        for file in (folder, *external_data(folder)):
+            _add(digest, file)
+        return digest.hexdigest()[:12]
+    tree = read_json(folder / CONFIG)
+    parts = [CONFIG, TOKENIZER, QUESTION_TOKENIZER, *([PROCESSOR] if is_classifier(tree) else [])]
+    for file in [*(folder / part for part in parts), *weight_files(folder)]:
         if file.exists():
             digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            _add(digest, file)
     commit = commit_of(folder)
     return digest.hexdigest()[:12] + (f"-{commit}" if commit else "")
+
+
+def _add(digest: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as stream:
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
 
 
 def content_of(revision: str) -> str:

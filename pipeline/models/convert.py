@@ -234,7 +234,9 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source), local_files_only=True, use_fast=True, trust_remote_code=False
+        )
         tokenizer.backend_tokenizer.save(str(target))
     except Exception as error:  # whatever the library's many loaders raise
         raise UserError(

@@ -19,11 +19,11 @@ from emolake.pipeline.models.config import ModelConfig
 class Served(BaseModel):
     """shows: the face's aligned crops, or whole frames; price: of a million tokens read and written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     endpoint: str = Field(pattern=r"^https?://[^@\s]+$")
     model: str = Field(min_length=1)
-    name: str | None = None
+    name: str | None = Field(None, pattern=r"^\S(.*\S)?$")
     revision: str | None = None
     label_set: str = "fer2013"
     shows: Literal["face", "frame"] = "face"

@@ -21,25 +21,36 @@ _NAME = re.compile(
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DESCRIBING = (".json", ".txt", ".model", ".md")
-_SAFE, _TORCH = ".safetensors", ".bin"
-_TORCH_NAMES = ("pytorch_model", "adapter_model")
+_SAFE = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors")
+_TORCH = re.compile(r"(pytorch|adapter)_model(-\d+-of-\d+)?\.bin")
+_PUBLISHED = re.compile(r".+\.(bin|pth|pt)")
+_FILES = (".yaml", ".yml", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".json")
 _SHOWN = 12  # hex digits of a commit
 
 
 def is_hub_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
+    """Whether it may be one; a name that ends as files do is a file's."""
+    return _NAME.fullmatch(name) is not None and not name.endswith(_FILES)
+
+
+def is_pinned(name: str) -> bool:
+    return _COMMIT.fullmatch(name.partition("@")[2]) is not None
 
 
 def pinned(name: str) -> str:
     """`org/name@commit`: what every node has to fetch, whatever the hub tells it later. The model is in this
     machine's cache then."""
-    match = _NAME.fullmatch(name)
-    return name if match is None else f"{match['repo']}@{fetched(name).name}"
+    if not is_hub_name(name):
+        return name
+    return f"{name.partition('@')[0]}@{fetched(name).name}"
 
 
-def fetched(name: str) -> Path:
+def fetched(name: str, *, published: bool = False) -> Path:
     """The folder of a hub name in this machine's cache, filled where it was not: once a machine, whoever asks
-    at the same time. UserError in one line where the hub has no such model, or does not give it."""
+    at the same time. UserError in one line where the hub has no such model, or does not give it.
+
+    published: torch's files of any name too, as systems were published that are converted first.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name!r} is no name of a hub; write org/name or org/name@revision")
@@ -49,26 +60,27 @@ def fetched(name: str) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    if _COMMIT.fullmatch(revision or ""):
-        # What a commit holds stands still: a machine that has it asks nobody.
+    if _COMMIT.fullmatch(revision or "") and not published:
+        # What a commit holds stands still: a machine that has all of it asks nobody.
         with suppress(LocalEntryNotFoundError):
             folder = _cached(repo, revision)
-            if any(folder.glob(f"*{_SAFE}")):
+            listed = folder.parent.parent / "trees" / f"{folder.name}.json"
+            if listed.exists() and any(_is_weights(path.name) for path in folder.iterdir()):
                 return folder
-    return _from_hub(repo, revision)
+    return _from_hub(repo, revision, published)
 
 
 def _cached(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    parts = [f"*{end}" for end in (*_DESCRIBING, _SAFE)]
+    parts = [f"*{end}" for end in (*_DESCRIBING, ".safetensors")]
     return Path(
         snapshot_download(
             repo,
             revision=revision,
             local_files_only=True,
             allow_patterns=parts,
-            ignore_patterns=["*/*"],
+            ignore_patterns=["*/*", "model.*-*"],  # such as model.fp32-00001-of-00002.safetensors
         )
     )
 
@@ -94,7 +106,7 @@ def _in_cache(folder: Path) -> bool:
     )
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, published: bool) -> Path:
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     where = constants.ENDPOINT
@@ -103,13 +115,15 @@ def _from_hub(repo: str, revision: str | None) -> Path:
             info = HfApi().model_info(repo, revision=revision)
         except errors.OfflineModeIsEnabled:
             return _cached(repo, revision)
-        wanted = _wanted(file.rfilename for file in info.siblings or ())
-        if not any(name.endswith((_SAFE, _TORCH)) for name in wanted):
+        wanted = _wanted([file.rfilename for file in info.siblings or ()], published)
+        if not any(map(_is_weights, wanted)) and not published:
             raise UserError(f"model {repo} of {where} has no weights as safetensors")
         listed = snapshot_download(repo, revision=revision, allow_patterns=wanted, dry_run=True)
         missing = sum(file.file_size or 0 for file in listed if file.will_download)
         _make_room(repo, missing, Path(constants.HF_HUB_CACHE))
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        # Somebody may have published a commit since it was listed.
+        return folder if folder.name == info.sha else _from_hub(repo, revision, published)
     except errors.GatedRepoError:
         raise UserError(
             f"model {repo} of {where} is gated: accept its terms at {where}/{repo} and give a token of yours "
@@ -130,21 +144,27 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the library's, its client's and the file system's own kinds
+        with suppress(errors.LocalEntryNotFoundError):
+            return _cached(repo, revision)  # as the hub last told it
         raise UserError(
             f"model {repo} cannot be fetched from {where}: {in_a_line(error, 200)}; the same command goes on "
             "where it broke off"
         ) from None
 
 
-def _wanted(names: Iterable[str]) -> list[str]:
+def _is_weights(name: str) -> bool:
+    return bool(_SAFE.fullmatch(name) or _TORCH.fullmatch(name))
+
+
+def _wanted(names: Iterable[str], published: bool) -> list[str]:
     """Of a repository's files those that a model is read from."""
     own = [name for name in names if "/" not in name]
-    safe = any(name.endswith(_SAFE) for name in own)
+    safe = any(map(_SAFE.fullmatch, own))
+    weights = _PUBLISHED if published else _SAFE if safe else _TORCH
     return [
         name
         for name in own
-        if name.endswith((*_DESCRIBING, _SAFE))
-        or (not safe and name.startswith(_TORCH_NAMES) and name.endswith(_TORCH))
+        if name.endswith(_DESCRIBING) or _SAFE.fullmatch(name) or weights.fullmatch(name)
     ]
 
 

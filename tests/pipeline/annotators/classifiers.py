@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 import transformers
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OWN_NAMES = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
@@ -16,30 +17,42 @@ SIZE = 32
 
 
 def vit_folder(
-    folder: Path, names: tuple[str, ...] = OWN_NAMES, size: int = SIZE, **processor: object
+    folder: Path,
+    names: tuple[str, ...] = OWN_NAMES,
+    dtype: torch.dtype = torch.float32,
+    **processor: object,
 ) -> Path:
     """A ViT of random weights that tells `names`."""
     torch.manual_seed(3)
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        image_size=size, patch_size=8, id2label=dict(enumerate(names)),
+        image_size=SIZE, patch_size=8, id2label=dict(enumerate(names)),
         label2id={name: k for k, name in enumerate(names)},
     )  # fmt: skip
     model = transformers.ViTForImageClassification(config)
     with torch.no_grad():
         model.classifier.weight.mul_(40)  # else all classes are alike
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     told = {
-        "size": {"height": size, "width": size}, "do_normalize": True, "do_rescale": True,
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": SIZE, "width": SIZE}, "do_normalize": True, "do_rescale": True,
         "rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2],
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(told | processor))
     return folder
 
 
-def onnx_file(path: Path, outputs: int, size: int | str = SIZE, batch: int | str = "n") -> Path:
-    """Means of each channel, times a matrix: (N, 3, S, S) -> (N, outputs)."""
-    weights = np.random.default_rng(5).normal(size=(3, outputs)).astype(np.float32) * 4
+def onnx_file(
+    path: Path,
+    outputs: int,
+    size: int | str = SIZE,
+    batch: int | str = "n",
+    data: str | None = None,
+    weights: NDArray[np.float32] | None = None,
+) -> Path:
+    """Means of each channel, times a matrix (in the file `data`): (N, 3, S, S) -> (N, outputs)."""
+    if weights is None:
+        weights = np.random.default_rng(5).normal(size=(3, outputs)).astype(np.float32) * 4
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
@@ -52,5 +65,6 @@ def onnx_file(path: Path, outputs: int, size: int | str = SIZE, batch: int | str
         [numpy_helper.from_array(weights, "w")],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(made, path)
+    kept = {"save_as_external_data": True, "location": data, "size_threshold": 0} if data else {}
+    onnx.save(made, path, **kept)
     return path

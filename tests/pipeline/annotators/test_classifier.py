@@ -1,5 +1,6 @@
 """Image classifiers that users bring: what they tell is what their libraries compute, under our labels."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -114,6 +115,8 @@ def test_what_describes_it_is_part_of_its_revision_and_where_it_lies_is_not(tmp_
     (tmp_path / "far").mkdir()
     moved = described(tmp_path / "far" / "a.yaml", weights="../net.onnx", **told)
     assert model_revision(model_path(moved)) == first
+    named = described(tmp_path / "c.yaml", weights="net.onnx", name="mine", **told)
+    assert model_revision(model_path(named)) == first
     swapped = told | {"labels": ["happiness", "anger"]}
     other = described(tmp_path / "b.yaml", weights="net.onnx", **swapped)
     assert model_revision(model_path(other)) != first
@@ -128,17 +131,22 @@ def test_what_describes_it_is_part_of_its_revision_and_where_it_lies_is_not(tmp_
         ({"labels": [None, None, "valence"]}, "none of its outputs is an emotion"),
         ({"labels": ["anger", "love", "worry"]}, "no label set has all of"),
         ({"labels": None}, "`labels` must list what each of its outputs means"),
-        ({"size": None}, "its size is nowhere told"),
+        ({"size": None}, "its description must say `size`"),
         ({"std": [0, 1, 1]}, "must be above 0"),
         ({"sise": 32}, "did you mean 'size'"),
         ({"weights": "nowhere.onnx"}, "neither a folder nor an ONNX file"),
         ({"weights": "."}, "holds no config.json"),
+        ({"mean": [float("nan"), 0, 0]}, "finite number"),
+        ({"name": "a\nb"}, "name"),
+        ({"weights": "data.onnx"}, "is not whole: it names data.bin"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_work_starts(
     tmp_path: Path, capsys, told: dict[str, object], line: str
 ) -> None:
     onnx_file(tmp_path / "net.onnx", 3)
+    onnx_file(tmp_path / "data.onnx", 3, data="data.bin")
+    (tmp_path / "data.bin").unlink()
     right = {
         "labels": ["anger", "fear", "sadness"], "size": SIZE, "mean": [0, 0, 0], "std": [1, 1, 1],
         "weights": "net.onnx",
@@ -153,6 +161,114 @@ def test_what_does_not_fit_is_one_line_before_work_starts(
     assert line in error
     assert len(error.strip().splitlines()) == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("ViTImageProcessor", {}),
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "include_top": True}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": SIZE}, "crop_pct": 0.875}),
+        ("MobileViTImageProcessor", {"crop_size": {"height": SIZE, "width": SIZE}}),
+    ],
+)
+def test_pictures_go_in_as_the_folders_own_processor_makes_them(
+    tmp_path: Path, kind: str, more: dict[str, object]
+) -> None:
+    folder = vit_folder(tmp_path / "vit", image_processor_type=kind, **more)
+    annotator = load_annotator(str(folder), AnnotatorConfig(), "cpu")
+    side = annotator.needs.crops[0].spec.size
+    shown = [cv2.resize(picture, (side, side)) for picture in pictures(2)]
+    (told,) = annotator.annotate([window(shown, annotator.needs)])
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    model = transformers.ViTForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model(**processor(shown, return_tensors="pt")).logits.softmax(-1).mean(0)
+    assert list(told.scores.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_weights_in_half_precision_compute_in_full(tmp_path: Path) -> None:
+    shown = pictures(2)
+    whole = annotated(str(vit_folder(tmp_path / "vit")), shown)[0]
+    half = annotated(str(vit_folder(tmp_path / "half", dtype=torch.float16)), shown)[0]
+    assert list(half.scores.values()) == pytest.approx(list(whole.scores.values()), abs=0.02)
+
+
+def test_no_code_of_a_folder_is_run(tmp_path: Path, monkeypatch) -> None:
+    folder = vit_folder(tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "evil", "auto_map": own})
+    )
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        annotated(str(folder), pictures(1))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_beside_an_onnx_file_are_part_of_its_revision(tmp_path: Path) -> None:
+    onnx_file(tmp_path / "net.onnx", 2, data="net.data")
+    told = {"labels": ["anger", "happiness"], "size": SIZE, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    model = described(tmp_path / "net.yaml", **told)
+    first = model_revision(model_path(model))
+    weights = bytearray((tmp_path / "net.data").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "net.data").write_bytes(weights)
+    assert model_revision(model_path(model)) != first
+
+
+def test_a_set_that_calls_a_label_otherwise_gets_it_all_the_same(tmp_path: Path) -> None:
+    folder = vit_folder(tmp_path / "vit")
+    own, theirs = (
+        annotated(str(folder), pictures(2), label_set=name)[0].scores for name in (None, "emollms")
+    )
+    assert theirs["joy"] == pytest.approx(own["happiness"], abs=1e-5)
+    vit_folder(tmp_path / "tweets", ("joy", "love", "trust"))
+    assert read_config(tmp_path / "tweets").label_set == "emollms"
+
+
+@pytest.mark.parametrize("values", [[0, 0, 5], [-1, 0, 5]])
+def test_probabilities_that_are_all_elsewhere_leave_all_alike(tmp_path: Path, values) -> None:
+    labels: list[str | None] = ["anger", "happiness", None]
+    told = {"labels": labels, "size": SIZE, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    onnx_file(tmp_path / "net.onnx", 3, weights=np.array([values] * 3, np.float32))
+    model = described(tmp_path / "net.yaml", probabilities=True, label_set="fer2013", **told)
+    scores = annotated(model, pictures(1))[0].scores
+    assert (scores["anger"], scores["happiness"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "processor", "line"),
+    [
+        ({"id2label": {"a": "angry"}}, {}, "does not tell its classes"),
+        ({"problem_type": "multi_label_classification"}, {}, "do not exclude each other"),
+        (
+            {"architectures": ["DeiTForImageClassificationWithTeacher"], "id2label": {"0": "cat"}},
+            {},
+            "'cat'",
+        ),
+        ({}, {"size": {"height": 32, "width": 24}}, "it reads no squares"),
+        ({}, {"size": 100000}, "are no faces' crops"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_told_in_one_line(
+    tmp_path: Path, config: dict[str, object], processor: dict[str, object], line: str
+) -> None:
+    folder = vit_folder(tmp_path / "vit", **processor)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | config))
+    with pytest.raises(UserError, match=line):
+        read_config(folder)
+
+
+def test_a_folder_whose_processor_makes_other_sizes_is_refused_when_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    folder = vit_folder(tmp_path / "vit", size={"height": 48, "width": 48})
+    with pytest.raises(UserError, match="does not take a crop of 48 pixels"):
+        annotated(str(folder), pictures(1))
 
 
 def test_a_label_set_that_none_of_its_classes_is_in_is_refused(tmp_path: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 """Models by their names on a hub: fetched once, whole, at one commit, and told in one line where not."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_what_the_hub_does_not_give_is_one_line(
     cats = vit_folder(tmp_path / "cats", ("tabby", "siamese"))
     hub.publish("lab/cats", {path.name: path.read_bytes() for path in cats.iterdir()})
     index = json.dumps({"weight_map": {"a": "model-2.safetensors"}}).encode()
-    half = files | {"model.safetensors.index.json": index, "model-1.safetensors": b""}
+    half = files | {"model.safetensors.index.json": index, "model-00001-of-00002.safetensors": b""}
     hub.publish("lab/half", {k: v for k, v in half.items() if k != "model.safetensors"})
     done = show(name)
     assert done.returncode == 2, done.stdout
@@ -160,6 +161,48 @@ def test_a_run_keeps_to_the_commit_it_was_planned_with(
     again = emolake(*asked, "--json", env=env(hub, tmp_path / "cache"))
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["videos"]["skipped"] == 1
+
+
+def test_a_description_names_the_commit_of_a_hubs_weights(
+    emolake: Emolake, hub: FakeHub, tmp_path: Path
+) -> None:
+    (commit,) = hub.models[NAME]
+    (tmp_path / "mine.yaml").write_text(f"weights: {NAME}\n")
+    asked = ["models", "show", tmp_path / "mine.yaml", "--json"]
+    done = emolake(*asked, env=env(hub, tmp_path / "cache"))
+    assert done.returncode == 2
+    assert f"weights: {NAME}@{commit}" in done.stderr
+    (tmp_path / "mine.yaml").write_text(f"weights: {NAME}@{commit}\n")
+    done = emolake(*asked, env=env(hub, tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["revision"].endswith(f"-{commit[:12]}")
+
+
+def test_a_file_that_is_not_there_is_looked_for_on_no_hub(show, hub: FakeHub) -> None:
+    done = show("out/net.yaml")
+    assert done.returncode == 2
+    assert "neither an embedded model" in done.stderr
+    assert hub.asked == 0
+
+
+def test_what_was_fetched_serves_while_the_hub_is_away(show, hub: FakeHub) -> None:
+    told = show(NAME).stdout
+    away = show(NAME, HF_ENDPOINT="http://127.0.0.1:9")
+    assert away.returncode == 0, away.stderr
+    assert away.stdout == told
+
+
+def test_a_cache_that_holds_a_part_is_filled_up(show, hub: FakeHub, tmp_path: Path) -> None:
+    (commit,) = hub.models[NAME]
+    part = (
+        "import sys; from huggingface_hub import hf_hub_download as get; "
+        "[get(sys.argv[1], name, revision=sys.argv[2]) for name in ('config.json', 'model.safetensors')]"
+    )
+    surroundings = os.environ | env(hub, tmp_path / "cache")
+    subprocess.run([sys.executable, "-c", part, NAME, commit], env=surroundings, check=True)
+    done = show(f"{NAME}@{commit}")
+    assert done.returncode == 0, done.stderr
+    assert hub.given["preprocessor_config.json"] == 1
 
 
 def test_a_folder_of_that_name_comes_first(emolake: Emolake, hub: FakeHub, tmp_path: Path) -> None:
