@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from emolake.pipeline.corpus.segments import failed_segment
 from emolake.pipeline.errors import JobFailed, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import ATTRIBUTES
-from emolake.pipeline.lake.schema import ANNOTATED_ROW, VIDEO_ITSELF
+from emolake.pipeline.lake.schema import ANNOTATED_ROW, ENDPOINT_USAGE, VIDEO_ITSELF
 from emolake.pipeline.video.sound import Sound
 from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 
@@ -26,7 +28,8 @@ from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 @dataclass(frozen=True)
 class AnnotationSettings:
     """Which models to load and how to run them. device: `cuda` where the actor was granted a GPU;
-    revisions: those the run was planned with, where that is to be checked."""
+    revisions: those the run was planned with, where that is to be checked; environment: variables of the
+    driver's that models read, such as an endpoint's key."""
 
     models: tuple[str, ...]
     annotator: AnnotatorConfig
@@ -34,6 +37,7 @@ class AnnotationSettings:
     store_attributes: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     revisions: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 _CARRIED = (
@@ -59,6 +63,7 @@ class AnnotationActor:
         # Imported here and not above: this module is also loaded where only tasks run.
         import torch
 
+        os.environ.update(settings.environment)
         device = settings.device
         if device == "cpu":
             # One thread a process, parallelism by processes: small batches lose by more threads.
@@ -98,7 +103,10 @@ class AnnotationActor:
             started = time.monotonic()
             windows = [segment.windows(annotator) for segment in rows]
             flat = [window for of_segment in windows for _, window in of_segment]
+            before = Counter(getattr(annotator, "usage", {}))
             told = iter(_annotated(annotator, flat))
+            if rows:
+                rows[0].usage += Counter(getattr(annotator, "usage", {})) - before
             spent = time.monotonic() - started
             for segment, mine in zip(rows, windows, strict=True):
                 made = [(place, next(told)) for place, _ in mine]
@@ -147,6 +155,8 @@ class _Segment:
         self.error: Exception | None = None
         self.seen = False  # by a model
         self._seconds = 0.0
+        self.usage = Counter[str]()
+        """Of endpoints; what a call took stands with its first row."""
 
     def _known(self, track: Mapping[str, Any]) -> dict[str, str]:
         """What is known of a face: what the manifest says, else what was estimated."""
@@ -235,7 +245,8 @@ class _Segment:
             told = f"{type(self.error).__name__}: {words}"
             row = failed_segment(row, "model_error", told) | {"tracks": []}
             self._annotations = []
-        return row | {"annotations": self._annotations, "annotate_seconds": self._seconds}
+        used = {f"model_{name}": self.usage[name] for name in ENDPOINT_USAGE}
+        return row | used | {"annotations": self._annotations, "annotate_seconds": self._seconds}
 
 
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:

@@ -103,7 +103,11 @@ def input_options(parser: Parser) -> None:
         "one option, for example faces.min_face=32; repeatable, wins over the file",
         "settings",
     )
-    parser.option("--model", "NAME_OR_PATH", "embedded model or model folder (emo-llama-tiny)")
+    parser.option(
+        "--model",
+        "NAME_OR_PATH",
+        "embedded model, folder, org/name of a hub, or a classifier's file (emo-llama-tiny)",
+    )
     parser.option("--corpus", "NAME", "partition the rows go to (default)")
     parser.flag("--reprocess", "do all again; new rows replace the old ones")
     parser.flag("--retry-failed", "try also what failed for good before")

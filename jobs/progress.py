@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from emolake.pipeline.lake.schema import ENDPOINT_USAGE
 from emolake.pipeline.storage.traffic import Traffic, ours
 
 _LINE_EVERY_S = 10.0
@@ -38,6 +39,8 @@ class Tally:
     """Actors of the stages that have a pool of their own."""
     videos: set[str] = field(default_factory=set)
     traffic: Counter[str] = field(default_factory=Counter)
+    endpoint: Counter[str] = field(default_factory=Counter)
+    """What models behind endpoints took."""
     driver_before: Traffic = field(default_factory=ours)
     """The driver's own traffic counts from here."""
     first_s: float | None = None
@@ -57,6 +60,8 @@ class Tally:
         self.segments += 1
         for name in ("bytes_read", "bytes_written", "requests"):
             self.traffic[name] += row[name]
+        for name in ENDPOINT_USAGE:
+            self.endpoint[name] += row[f"model_{name}"]
         self.tracks += row["n_tracks"]
         self.tracks_dropped += row["n_dropped_tracks"]
         self.windows += row["n_windows"]

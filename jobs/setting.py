@@ -13,6 +13,7 @@ from pathlib import Path
 
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options
+from emolake.pipeline.annotators.onnx import described_network
 from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError, in_a_line
@@ -21,8 +22,17 @@ from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.reading import steady_ledger
-from emolake.pipeline.models.catalog import model_folder, model_revision
-from emolake.pipeline.models.config import ModelConfig, read_config
+from emolake.pipeline.models.catalog import (
+    content_of,
+    folder_of,
+    model_path,
+    model_revision,
+    pinned,
+    read_config,
+)
+from emolake.pipeline.models.classifier import ClassifierConfig
+from emolake.pipeline.models.config import ModelConfig
+from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.files import Storage, parse_options
 from emolake.pipeline.storage.shards import Shards
 
@@ -40,8 +50,8 @@ class ChosenModel:
 
     @classmethod
     def of(cls, name_or_path: str) -> ChosenModel:
-        folder = model_folder(name_or_path)
-        return cls(read_config(folder), model_revision(folder))
+        path = model_path(name_or_path)
+        return cls(read_config(path), model_revision(path))
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Setting:
 
     @property
     def config_hash(self) -> str:
-        revisions = "+".join(model.revision for model in self.models)
+        revisions = "+".join(content_of(model.revision) for model in self.models)
         return self.config.results_hash(revisions, self.files)
 
     @property
@@ -85,6 +95,15 @@ class Setting:
             ) from None
 
 
+def names_apart(models: tuple[ChosenModel, ...]) -> None:
+    """UserError where rows of two models could not be told apart."""
+    names = [model.config.name for model in models]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two of the models have one name ({', '.join(names)}); rename a folder, or say `name:`"
+        )
+
+
 def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
     """What the face stage must make for all models together."""
     needs = Needs.of_all(model.config.needs for model in models)
@@ -96,13 +115,14 @@ def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
 def read_setting(options: Options) -> Setting:
     """Config, model and output of the common options; UserError for any mistake in them."""
     asked = Asked(options.reprocess, options.retry_failed, _since(options.since))
-    config = load_config(
-        options.config, options.settings, model=options.model, corpus=options.corpus
+    config = pinned_models(
+        load_config(options.config, options.settings, model=options.model, corpus=options.corpus)
     )
     models = tuple(ChosenModel.of(model) for model in config.models)
-    revisions = [model.revision for model in models]
-    if len(set(revisions)) < len(revisions):
+    contents = [content_of(model.revision) for model in models]
+    if len(set(contents)) < len(contents):
         raise UserError(f"--model {config.model} names one model twice")
+    names_apart(models)
     if config.faces.identity is not None:
         identity_models()
     storage = Storage(parse_options(options.storage_options))
@@ -113,6 +133,21 @@ def read_setting(options: Options) -> Setting:
         storage=storage,
         lake=Lake.at(options.output, storage),
         asked=asked,
+    )
+
+
+def pinned_models(config: Config) -> Config:
+    """With each hub's model at the commit that it has now, so that every node takes the same."""
+    folders = {
+        name: pinned(folder)
+        for name in ANNOTATOR_FOLDERS
+        if (folder := getattr(config.annotator, name)) is not None
+    }
+    return config.model_copy(
+        update={
+            "model": ",".join(map(pinned, config.models)),
+            "annotator": config.annotator.model_copy(update=folders),
+        }
     )
 
 
@@ -162,9 +197,15 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
     for name in ANNOTATOR_FOLDERS:
         folder = getattr(config.annotator, name)
         if folder is not None:
-            if not Path(folder).is_dir():
-                raise UserError(f"annotator.{name} {folder} is no folder of a model")
-            files[f"annotator.{name}"] = model_revision(Path(folder))
+            path = folder_of(folder, f"annotator.{name}")
+            files[f"annotator.{name}"] = content_of(model_revision(path))
+    for model in models:
+        if isinstance(model.config, ClassifierConfig):
+            model.config.columns(config.annotator.label_set)
+            if model.config.weights.is_file():
+                described_network(model.config)
+        if isinstance(model.config, ServedConfig) and not config.annotator.send_pictures:
+            raise UserError(model.config.refusal)
     return files
 
 

@@ -189,6 +189,11 @@ class AnnotatorConfig(_Part):
         "answer",
         description="EmoLLMs: numbers as the model writes them, or as the mean over scored numbers",
     )
+    send_pictures: bool = Field(
+        False,
+        description="a model behind an endpoint is sent the pictures that it is asked about; without this it "
+        "is refused",
+    )
     landmark_network: str | None = Field(
         None, description="EmoLA: InsightFace's 2d106det.onnx (a file, on every node)"
     )
@@ -257,8 +262,8 @@ class Config(_Part):
 
     model: str = Field(
         "emo-llama-tiny",
-        description="an embedded model's name or a model folder; several, with commas between, annotate "
-        "in one pass",
+        description="an embedded model's name, a model folder, a hub's org/name[@revision], or the file that "
+        "describes a classifier; several, with commas between, annotate in one pass",
     )
     corpus: str = Field("default", pattern=CORPUS_NAME, description="partition name of the rows")
     decode: DecodeConfig = DecodeConfig()
@@ -282,7 +287,7 @@ class Config(_Part):
             "faces": self.faces.model_dump(exclude={"batch_frames", "weights", "attributes"}),
             "windows": self.windows.model_dump(),
             "annotator": self.annotator.model_dump(
-                exclude={"micro_batch", "compile", *ANNOTATOR_FILES}
+                exclude={"micro_batch", "compile", "send_pictures", *ANNOTATOR_FILES}
             ),
             "model": model_revision,
             "files": dict(files),

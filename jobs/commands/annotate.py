@@ -29,7 +29,8 @@ from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
 from emolake.pipeline.lake.recovery import recover, tidy
 from emolake.pipeline.lake.runs import end_run, refuse_other_precision, refuse_other_run, write_run
-from emolake.pipeline.lake.schema import LISTED_ROW
+from emolake.pipeline.lake.schema import ENDPOINT_USAGE, LISTED_ROW
+from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
 
@@ -120,7 +121,8 @@ def _run(
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
     states = _states(plan, ledger)
     ended = {"state": "ended", "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    return record | _told_of(plan, states, progress.tally, time.monotonic() - clock) | ended
+    told = _told_of(plan, states, progress.tally, time.monotonic() - clock)
+    return record | told | _endpoint(setting, progress.tally) | ended
 
 
 def _annotate(
@@ -220,6 +222,19 @@ def _told_of(plan: Plan, states: Counter[str], tally: Tally, wall_seconds: float
         "skipped_because": dict(plan.why_skipped),
         "repeated": plan.repeated,
     }
+
+
+def _endpoint(setting: Setting, tally: Tally) -> dict[str, Any]:
+    """What models behind endpoints took, and what it costs where one of them says its price."""
+    served = [m.config.served for m in setting.models if isinstance(m.config, ServedConfig)]
+    if not served:
+        return {}
+    told: dict[str, Any] = {name: tally.endpoint[name] for name in ENDPOINT_USAGE}
+    if len(served) == 1 and served[0].price is not None:
+        read, written = served[0].price
+        cost = told["input_tokens"] * read + told["output_tokens"] * written
+        told["cost"] = round(cost / 1e6, 6)
+    return {"endpoint": told}
 
 
 def _cost(tally: Tally) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from emolake.jobs.cli import print_json
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, storage_option
-from emolake.jobs.setting import ChosenModel, model_files, needs_of
+from emolake.jobs.setting import ChosenModel, model_files, names_apart, needs_of, pinned_models
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
@@ -95,10 +95,10 @@ def run(options: Options) -> int:
 def _of_a_table(options: Options) -> dict[str, Any]:
     """Each model on the same labelled media, through the stages of the main job."""
     corruptions = _corruptions(options.corruptions)
-    models = tuple(ChosenModel.of(name.strip()) for name in options.model.split(","))
+    config = pinned_models(_config(options))
+    models = tuple(ChosenModel.of(name) for name in config.models)
     labels = _asked(options, models)
-    _names_apart(models)
-    config = _config(options)
+    names_apart(models)
     model_files(config, models)
     needs = needs_of(models, config)
     storage = Storage(parse_options(options.storage_options))
@@ -147,12 +147,6 @@ def _asked(options: Options, models: tuple[ChosenModel, ...]) -> tuple[str, ...]
             f"the models have different label sets ({', '.join(sorted(sets))}); give --label-set"
         )
     return label_set(sets.pop())
-
-
-def _names_apart(models: tuple[ChosenModel, ...]) -> None:
-    names = [model.config.name for model in models]
-    if len(set(names)) < len(names):
-        raise UserError(f"two of the models have one name ({', '.join(names)}); rename a folder's")
 
 
 @dataclass(frozen=True)

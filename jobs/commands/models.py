@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from emolake.pipeline.models.catalog import (
     DEFAULT_MODEL,
     EMBEDDED,
     embedded_models,
-    model_folder,
+    model_path,
     model_revision,
+    place_of,
+    read_config,
     weight_files,
 )
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.config import read_json
 
 
 def declare(parser: Parser) -> None:
@@ -27,20 +28,22 @@ def declare(parser: Parser) -> None:
     listing = add_command(actions, "list", "list the embedded models")
     listing.calls(list_command, "emolake models list")
     show = add_command(actions, "show", "show a model's card and sizes")
-    show.option("name", "NAME", "embedded model or model folder")
+    show.option(
+        "name", "NAME", "embedded model, model folder, description of a classifier, or org/name"
+    )
     show.calls(show_command, "emolake models show emo-llama-tiny")
     convert = add_command(actions, "convert", "turn a published checkpoint into a model folder")
-    convert.option("source", "SRC", "the published folder or file", type=Path)
+    convert.option(
+        "source", "SRC", "the published folder or file, or org/name of a hub (so those below)"
+    )
     convert.add_argument(
         "--family", required=True, choices=("llama-vid", "emola", "emotion-llama"),
         help="whose layout it is",
     )  # fmt: skip
     convert.option("--output", "DIR", "new folder", required=True, type=Path)
-    convert.option("--base", "DIR", "language model's folder, where SRC is an adapter", type=Path)
-    convert.option("--vision", "PATH", "the vision tower's file or folder, if apart", type=Path)
-    convert.option(
-        "--question-tokenizer", "PATH", "llama-vid: the Q-Former's (bert-base-uncased)", type=Path
-    )
+    convert.option("--base", "DIR", "language model's folder, where SRC is an adapter")
+    convert.option("--vision", "PATH", "the vision tower's file or folder, if apart")
+    convert.option("--question-tokenizer", "PATH", "llama-vid: the Q-Former's (bert-base-uncased)")
     convert.calls(
         convert_command,
         "emolake models convert --family llama-vid llama-vid-7b/ --vision eva_vit_g.pth --output DIR",
@@ -63,17 +66,19 @@ def list_command(options: Options) -> int:
 
 
 def show_command(options: Options) -> int:
-    folder = model_folder(options.name)
-    config = json.loads((folder / CONFIG).read_text())
-    card = folder / CARD
-    line = card.read_text() if card.exists() else f"{folder} has no model card ({CARD})"
+    path = model_path(options.name)
+    config = (
+        read_config(path).model_dump(mode="json") if path.is_file() else read_json(path / CONFIG)
+    )
+    card = path / CARD
+    line = card.read_text() if card.exists() else f"{path} has no model card ({CARD})"
     return tell(options, _about(options.name) | {"config": config}, line)
 
 
 def _about(name: str) -> dict[str, Any]:
     from emolake.pipeline.labels import label_set
 
-    folder = model_folder(name)
+    folder = model_path(name)
     config = read_config(folder)
     return {
         "name": config.name,
@@ -89,7 +94,8 @@ def _about(name: str) -> dict[str, Any]:
 def convert_command(options: Options) -> int:
     from emolake.pipeline.models.convert import Sources, convert
 
-    sources = Sources(options.source, options.base, options.vision, options.question_tokenizer)
+    given = (options.source, options.base, options.vision, options.question_tokenizer)
+    sources = Sources(*(place and place_of(place) for place in given))
     made = convert(options.family, sources, options.output)
     revision = model_revision(options.output)
     told = {"output": str(options.output), "revision": revision, **asdict(made)}

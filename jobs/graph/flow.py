@@ -32,7 +32,8 @@ from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
-from emolake.pipeline.lake.schema import COMMITTED_ROW
+from emolake.pipeline.lake.schema import COMMITTED_ROW, ENDPOINT_USAGE
+from emolake.pipeline.storage.chat import ENDPOINT_KEY
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.shards import Shards
 from emolake.pipeline.storage.traffic import ours
@@ -240,6 +241,7 @@ def annotations_made(
                 config.faces.store_attributes,
                 "cuda" if pools.gpus else "cpu",
                 revisions,
+                {ENDPOINT_KEY: key} if (key := os.environ.get(ENDPOINT_KEY)) else {},
             ),
         ),
         batch_size=segments_per_call,
@@ -324,6 +326,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "face_seconds": row["face_seconds"],
             "annotate_seconds": row["annotate_seconds"],
             "write_seconds": share,
+            **{f"model_{name}": row[f"model_{name}"] for name in ENDPOINT_USAGE},
             # The commit's own stand with its first segment.
             **{name: (value if k == 0 else 0) + row.get(name, 0) for name, value in spent.items()},
             "problem": problem,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.needs import CropView, FrameView, Needs
-from emolake.pipeline.models.catalog import model_folder
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.catalog import model_path, read_config
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,9 @@ class Annotator(Protocol):
     revision: str
     needs: Needs
 
-    def annotate(self, windows: list[WindowInput]) -> list[Annotation]:
-        """One annotation a window, in order; the result of a window depends on it alone."""
+    def annotate(self, windows: list[WindowInput]) -> Sequence[Annotation | Exception]:
+        """One annotation a window, in order; the result of a window depends on it alone. An exception stands
+        for a window that it alone met, and is raised where it may be the batch's."""
         ...
 
 
@@ -103,12 +103,14 @@ _OF_FAMILY = {
     "emola": "emola:EmolaAnnotator",
     "emotion-llama": "emotion_llama:EmotionLlamaAnnotator",
     "emollm": "emollm:EmoLlmAnnotator",
+    "classifier": "classifier:ClassifierAnnotator",
+    "served": "served:ServedAnnotator",
 }
 
 
 def load_annotator(model: str, config: AnnotatorConfig, device: str) -> Annotator:
-    """The annotator of an embedded model's name or a model folder, its weights on `device`."""
-    family = read_config(model_folder(model)).family
+    """The annotator of a model as `model_path` takes it, its weights on `device`."""
+    family = read_config(model_path(model)).family
     module, _, name = _OF_FAMILY[family].partition(":")
     # Torch and transformers take seconds to import; only who loads a model pays for them.
     kind = getattr(importlib.import_module(f"emolake.pipeline.annotators.{module}"), name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.faces.encoding import decode_crop
+from emolake.pipeline.models.catalog import folder_of
 
 _LAYERS = 4
 _FEWEST_SAMPLES = 400  # HuBERT's first receptive field
@@ -124,13 +124,12 @@ class _Encoder:
             return
         import transformers
 
-        if not Path(folder).is_dir():
-            raise UserError(f"annotator.{option} {folder} is no folder of a model")
+        path = folder_of(folder, f"annotator.{option}")
         try:
             # What a checkpoint lacks is told below in one line, and not in the library's pages.
             transformers.utils.logging.set_verbosity_error()
             self.model, told = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, weights_only=True, output_loading_info=True, **config
+                path, local_files_only=True, weights_only=True, output_loading_info=True, **config
             )
         except Exception as error:  # whatever the library's loaders raise
             words = in_a_line(error, 200)

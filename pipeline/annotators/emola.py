@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,12 +15,13 @@ from emolake.pipeline.annotators.answers import by_answer, read_action_units
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
+from emolake.pipeline.annotators.onnx import OnnxNetwork
 from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
-from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.catalog import model_path, model_revision
 from emolake.pipeline.models.config import EmolaConfig
 from emolake.pipeline.models.emola import Emola
 from emolake.pipeline.models.folder import load_network, read_prompter
@@ -47,7 +47,7 @@ class EmolaAnnotator:
     """Label scores as everywhere; in words, and action units, where asked for."""
 
     def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
-        folder = model_folder(model)
+        folder = model_path(model)
         self.config = EmolaConfig.read(folder)
         self.options = config
         self.name, self.revision = self.config.name, model_revision(folder)
@@ -121,35 +121,15 @@ class LandmarkNetwork:
     def __init__(self, path: str | None, dim: int) -> None:
         if path is None:
             raise UserError("EmoLA reads landmark features; name annotator.landmark_network=FILE")
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError(
-                "EmoLA's landmark network needs onnxruntime: pip install 'emolake[emola]'"
-            ) from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        try:
-            self._session: Any = onnxruntime.InferenceSession(path, options)
-        except Exception as error:  # the library raises its own kinds by the dozen
-            raise UserError(
-                f"annotator.landmark_network {path} is no ONNX model: {in_a_line(error, 200)}"
-            ) from None
-        given = self._session.get_inputs()[0]
-        self._input = given.name
-        self._takes_many = not isinstance(given.shape[0], int)
+        self._network = OnnxNetwork(path, "annotator.landmark_network")
         self._dim = dim
 
     def __call__(self, pictures: list[Frame]) -> NDArray[np.float32]:
         """N RGB pictures of a face -> (N, dim) float32. As published: 192 x 192, BGR, 0..1."""
         side = (_LANDMARK_SIDE, _LANDMARK_SIDE)
         small = [cv2.cvtColor(cv2.resize(p, side), cv2.COLOR_RGB2BGR) for p in pictures]
-        blobs = (np.stack(small).astype(np.float32) / 255).transpose(0, 3, 1, 2)
-        answers = [
-            np.asarray(self._session.run(None, {self._input: part})[0]).reshape(len(part), -1)
-            for part in np.array_split(blobs, 1 if self._takes_many else len(blobs))
-        ]
-        features = np.concatenate(answers).astype(np.float32)
+        blobs = (np.stack(small).astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2)
+        features = self._network(blobs)
         if features.shape[1] != self._dim:
             raise ValueError(
                 f"annotator.landmark_network gives {features.shape[1]} values, the model reads {self._dim}"

@@ -14,8 +14,7 @@ from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.labels import label_set
-from emolake.pipeline.models.catalog import model_folder, model_revision
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.catalog import model_path, model_revision, read_config
 from emolake.pipeline.models.text import TextModel
 
 _NEUTRAL = "neutral or no emotion"
@@ -105,7 +104,7 @@ class EmoLlmAnnotator:
     """Windows are stretches of a transcript; a row each, of the video and of no face."""
 
     def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
-        folder = model_folder(model)
+        folder = model_path(model)
         described = read_config(folder)
         self.name, self.revision = described.name, model_revision(folder)
         self.needs = described.needs

@@ -18,7 +18,7 @@ from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set, spelled
-from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.catalog import model_path, model_revision
 from emolake.pipeline.models.config import EmotionLlamaConfig
 from emolake.pipeline.models.emotion_llama import EmotionLlama
 from emolake.pipeline.models.folder import load_network, read_prompter
@@ -46,7 +46,7 @@ class EmotionLlamaAnnotator:
     """
 
     def __init__(self, model: str, config: AnnotatorConfig, device: str = "cpu") -> None:
-        folder = model_folder(model)
+        folder = model_path(model)
         self.config = EmotionLlamaConfig.read(folder)
         self.options = config
         self.name, self.revision = self.config.name, model_revision(folder)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.models.catalog import folder_of
 from emolake.pipeline.video.sound import RATE, Sound
 from emolake.pipeline.video.transcripts import Cue
 
@@ -15,11 +16,12 @@ _SHORTEST_S = 0.1
 
 
 class SpeechRecognizer:
-    """folder: a Whisper checkpoint with its tokenizer and feature extractor."""
+    """name: of a Whisper checkpoint with its tokenizer and feature extractor, a folder or a hub's."""
 
-    def __init__(self, folder: str, device: str) -> None:
+    def __init__(self, name: str, device: str) -> None:
         import transformers
 
+        folder = folder_of(name, "annotator.recognizer")
         transformers.utils.logging.set_verbosity_error()
         try:
             model = transformers.WhisperForConditionalGeneration.from_pretrained(
@@ -31,7 +33,9 @@ class SpeechRecognizer:
             self._pipeline: Any = transformers.pipeline(
                 "automatic-speech-recognition",
                 model=model,
-                tokenizer=transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+                tokenizer=transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                ),
                 feature_extractor=transformers.WhisperFeatureExtractor.from_pretrained(
                     folder, local_files_only=True
                 ),
@@ -39,7 +43,7 @@ class SpeechRecognizer:
             )
         except Exception as error:  # whatever the library's loaders raise
             words = in_a_line(error, 200)
-            raise UserError(f"annotator.recognizer {folder} cannot be loaded: {words}") from None
+            raise UserError(f"annotator.recognizer {name} cannot be loaded: {words}") from None
 
     def __call__(self, sound: Sound) -> list[Cue]:
         """What is said in it, by Whisper's own segments and timestamps; longer than its 30 seconds by

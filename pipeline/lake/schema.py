@@ -316,11 +316,16 @@ _annotation = pa.struct(
 )
 """One annotation a window and model."""
 
+ENDPOINT_USAGE = ("requests", "input_tokens", "output_tokens")
+"""What models behind an endpoint took."""
+_usage = _columns(*((f"model_{name}", pa.int64()) for name in ENDPOINT_USAGE))
+
 ANNOTATED_ROW = pa.schema(
     [
         *[f for f in FACES_ROW if f.name not in ("windows", "sound", "cues")],
         pa.field("annotations", pa.list_(_annotation), nullable=False),
         pa.field("annotate_seconds", pa.float64(), nullable=False),
+        *_usage,
     ]
 )
 
@@ -345,6 +350,7 @@ COMMITTED_ROW = pa.schema(
             ("bytes_written", pa.int64()),
             ("requests", pa.int64()),
         ),
+        *_usage,
         *_maybe(("problem", pa.string())),
     ]
 )

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.models.catalog import model_folder, model_revision
+from emolake.pipeline.models.catalog import content_of, model_path, model_revision
 from emolake.pipeline.models.config import read_json
 from emolake.pipeline.models.emo_llama import EmoLlama
 
@@ -47,7 +47,7 @@ def adapted(network: EmoLlama, config: AdapterConfig, base: str) -> EmoLlama:
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
-        revision=model_revision(model_folder(base)),
+        revision=content_of(model_revision(model_path(base))),
     )
     try:
         network.language = get_peft_model(network.language, lora)  # type: ignore[assignment]
@@ -84,7 +84,7 @@ def merge_adapter(network: EmoLlama, folder: Path, base: str) -> EmoLlama:
     if not (folder / _CONFIG).exists():
         raise UserError(f"{folder} is no adapter: it holds no {_CONFIG}")
     told = read_json(folder / _CONFIG)
-    revision = model_revision(model_folder(base))
+    revision = content_of(model_revision(model_path(base)))
     if told.get("revision") not in (None, revision):
         raise UserError(
             f"{folder} adapts {told.get('base_model_name_or_path')} of revision {told['revision']}; "

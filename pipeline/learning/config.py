@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from emolake.pipeline.learning.adapter import AdapterConfig
 from emolake.pipeline.learning.loop import StageConfig
-from emolake.pipeline.models.catalog import model_folder
+from emolake.pipeline.models.catalog import model_path
 from emolake.pipeline.models.config import EmoLlamaConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -98,7 +98,7 @@ class TuneConfig(BaseModel):
         made = self.model
         if made is None:
             assert self.start is not None
-            made = EmoLlamaConfig.read(model_folder(self.start.model))
+            made = EmoLlamaConfig.read(model_path(self.start.model))
         changes: dict[str, object] = {"name": self.name} if self.name else {}
         if self.reads is not None:
             changes |= {what: what in self.reads for what in ("attributes", "transcript")}

@@ -26,7 +26,7 @@ from emolake.pipeline.learning.instruct import InstructionTuner
 from emolake.pipeline.learning.loop import class_scores, train_stage
 from emolake.pipeline.learning.parallel import Team
 from emolake.pipeline.learning.stem import StemClassifier
-from emolake.pipeline.models.catalog import model_folder, weight_files
+from emolake.pipeline.models.catalog import model_path, weight_files
 from emolake.pipeline.models.emo_llama import EmoLlama
 from emolake.pipeline.models.folder import QUESTION_LIMIT, read_prompter, save_model
 from emolake.pipeline.models.prompts import (
@@ -148,7 +148,7 @@ def _stem(network: EmoLlama) -> nn.Module:
 def _prompter(config: TuneConfig) -> Prompter:
     """A whole model keeps its tokenizers, whose ids its weights know; a new one gets its own."""
     if config.start is not None and not config.start.only:
-        return read_prompter(model_folder(config.start.model))
+        return read_prompter(model_path(config.start.model))
     tokenizer = train_tokenizer(_texts(), config.network.language.vocab_size)
     return Prompter(tokenizer, tokenizer, QUESTION_LIMIT)
 
@@ -157,7 +157,7 @@ def _start_from(start: StartConfig, network: EmoLlama) -> None:
     """Copies the chosen tensors; UserError where one does not fit or none is meant."""
     chosen = {
         name: tensor.float() if tensor.is_floating_point() else tensor
-        for path in weight_files(model_folder(start.model))
+        for path in weight_files(model_path(start.model))
         for name, tensor in load_file(path).items()
         if not start.only or name.startswith(start.only)
     }

@@ -1,4 +1,5 @@
-"""Which models there are: embedded ones by name, folders by path. Imports no torch.
+"""Which models there are: embedded ones by name, folders by path, a hub's by its name
+there, classifiers and models behind an endpoint by a file that describes them. Imports no torch.
 
 A model folder holds config.json, model.safetensors (or shards with an index of the form that
 `transformers` writes), tokenizer.json, where the Q-Former has another one question_tokenizer.json, and
@@ -9,10 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
-from emolake.pipeline.errors import UserError
+import yaml
+
+from emolake.pipeline.config import validated
+from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.models.classifier import (
+    DESCRIPTIONS,
+    ONNX,
+    PROCESSOR,
+    ClassifierConfig,
+    Description,
+    classifier_config,
+    external_data,
+    is_classifier,
+)
+from emolake.pipeline.models.config import (
+    EmolaConfig,
+    EmoLlamaConfig,
+    EmoLlmConfig,
+    EmotionLlamaConfig,
+    ModelConfig,
+    read_json,
+)
+from emolake.pipeline.models.served import Served, ServedConfig, served_config
+from emolake.pipeline.storage import hub
+from emolake.pipeline.storage.hub import commit_of, fetched, is_hub_name, plain_name
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULT_MODEL = "emo-llama-tiny"
@@ -21,6 +45,12 @@ INDEX = "model.safetensors.index.json"
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """As `transformers` wrote them once; text models are published so."""
 TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "question_tokenizer.json"
+_FAMILIES: dict[str, type[ModelConfig]] = {
+    "emo-llama": EmoLlamaConfig,
+    "llama-vid": EmoLlamaConfig,
+    "emola": EmolaConfig,
+    "emotion-llama": EmotionLlamaConfig,
+}
 
 
 def embedded_models() -> list[str]:
@@ -30,32 +60,140 @@ def embedded_models() -> list[str]:
     return sorted(path.name for path in EMBEDDED.iterdir() if (path / CONFIG).exists())
 
 
-def model_folder(name_or_path: str) -> Path:
-    """The folder of an embedded model's name or of a path; UserError names what there is."""
+def model_path(name_or_path: str) -> Path:
+    """Where a model is: the folder of an embedded one, a folder, the file that describes a classifier, or the
+    folder in this machine's cache of a hub's. UserError names what there is."""
     if name_or_path in embedded_models():
         return EMBEDDED / name_or_path
     path = Path(name_or_path).expanduser()
+    if path.suffix in (*DESCRIPTIONS, ONNX) and path.is_file():
+        return _description(path)
     if path.is_dir():
         if not (path / CONFIG).exists():
             raise UserError(f"{path} is no model folder: it holds no {CONFIG}")
         weight_files(path)
         return path
+    if is_hub_name(name_or_path):
+        folder = fetched(name_or_path)
+        weight_files(folder)
+        return folder
     known = ", ".join(embedded_models())
-    hint = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
-        hint = (
-            "; a model of a hub is downloaded first, and its folder named: "
-            f"hf download {name_or_path} --local-dir {path.name}"
-        )
     raise UserError(
-        f"model {name_or_path!r} is neither an embedded model ({known}) nor a folder on this machine"
-        + hint
+        f"model {name_or_path!r} is neither an embedded model ({known}) nor a folder on this machine, nor of "
+        "the form org/name of a hub's"
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's weights: one file, or the shards that its index names. UserError where there are
+def folder_of(name_or_path: str, option: str) -> Path:
+    """A folder that an option names, by path or by its name on a hub; UserError says which option."""
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and is_hub_name(name_or_path):
+        return fetched(name_or_path)
+    if not path.is_dir():
+        raise UserError(f"{option} {name_or_path} is no folder of a model")
+    return path
+
+
+def place_of(name_or_path: str) -> Path:
+    """A file or folder, whether it is there or not, or the folder of a hub's model."""
+    path = Path(name_or_path).expanduser()
+    if path.exists() or not is_hub_name(name_or_path):
+        return path
+    return fetched(name_or_path, published=True)
+
+
+def pinned(name_or_path: str) -> str:
+    """As `model_path` takes it, on every node the same: a hub's model with its commit."""
+    if name_or_path in embedded_models() or Path(name_or_path).expanduser().exists():
+        return name_or_path
+    return hub.pinned(name_or_path)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Of what `model_path` found, by its family; UserError where it is of none that we have."""
+    if path.is_file():
+        said = read_description(path)
+        if isinstance(said, Served):
+            return served_config(said, path.stem)
+        return classifier_config(_described(path, said), path.stem, said)
+    tree = read_json(path / CONFIG)
+    if "family" not in tree and "model_type" in tree:  # a folder as `transformers` writes it
+        if is_classifier(tree):
+            return classifier_config(path, plain_name(path), Description())
+        return EmoLlmConfig(name=plain_name(path))
+    if "family" not in tree and "architecture" in tree and "pretrained_cfg" in tree:
+        raise UserError(f"{path} is a model of timm's; export it to ONNX and describe that file")
+    family = tree.get("family", "emo-llama")
+    if family not in _FAMILIES:
+        known = ", ".join(_FAMILIES)
+        raise UserError(f"{path}/{CONFIG}: family {family!r} is unknown; known: {known}")
+    return _FAMILIES[family].read(path)
+
+
+def read_description(path: Path) -> Description | Served:
+    """What a YAML file says of a classifier, or of a model behind an endpoint; UserError where it is none."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"model {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"model {path} is not YAML: {in_a_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"model {path} describes no model: it holds no key: value pairs")
+    told: Description | Served = validated(
+        Served if "endpoint" in tree else Description, tree, str(path)
+    )
+    return told
+
+
+def _description(path: Path) -> Path:
+    if path.suffix != ONNX:
+        return path
+    for suffix in DESCRIPTIONS:
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix)
+    raise UserError(
+        f"{path} does not say what goes in and comes out: a description beside it, "
+        f"{path.with_suffix(DESCRIPTIONS[0]).name}, has to (docs/annotators.md)"
+    )
+
+
+def _described(path: Path, said: Description) -> Path:
+    """The weights that a description speaks of: a folder or an ONNX file."""
+    if said.weights is None:
+        beside = path.with_suffix(ONNX)
+        if not beside.is_file():
+            raise UserError(
+                f"model {path}: `weights` names no file, and {beside.name} is not there"
+            )
+        return beside
+    weights = path.parent / Path(said.weights).expanduser()
+    if weights.is_file() and weights.suffix == ONNX:
+        return weights
+    if not weights.exists() and is_hub_name(said.weights):
+        if not hub.is_pinned(said.weights):
+            raise UserError(
+                f"model {path}: name the commit, so that every node reads the same: "
+                f"weights: {hub.pinned(said.weights)}"
+            )
+        weights = fetched(said.weights)
+    elif not weights.is_dir():
+        raise UserError(f"model {path}: weights {weights} is neither a folder nor an ONNX file")
+    if not is_classifier(read_json(weights / CONFIG)):
+        raise UserError(f"model {path}: weights {said.weights} is no image classifier's folder")
+    return weights
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A model's weights: one file, or the shards that its index names. UserError where there are
     none, or one is missing."""
+    if path.is_file():
+        said = read_description(path)
+        if isinstance(said, Served):
+            return []
+        weights = _described(path, said)
+        return [weights] if weights.is_file() else weight_files(weights)
+    folder = path
     for whole, index in ((WEIGHTS, INDEX), _TORCH):
         if (folder / index).exists():
             return _indexed(folder, index)
@@ -75,13 +213,38 @@ def _indexed(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def model_revision(folder: Path) -> str:
-    """Content hash of all that makes the model: 12 hex digits."""
+def model_revision(path: Path) -> str:
+    """Content hash of all that makes the model: 12 hex digits; of a hub's, a dash and its commit."""
     digest = hashlib.sha256()
-    parts = [folder / part for part in (CONFIG, TOKENIZER, QUESTION_TOKENIZER)]
-    for path in [*parts, *weight_files(folder)]:
-        if path.exists():
-            digest.update(path.name.encode())
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:12]
+    folder = path
+    if path.is_file():
+        config = read_config(path)
+        if isinstance(config, ServedConfig):
+            return hashlib.sha256(config.served.telling.encode()).hexdigest()[:12]
+        assert isinstance(config, ClassifierConfig)
+        folder = config.weights
+        # Neither a name nor a place changes what it tells.
+        told = config.model_dump_json(exclude={"name", "weights"}, exclude_defaults=True)
+        digest.update(told.encode())
+    if folder.is_file():
+        for file in (folder, *external_data(folder)):
+            _add(digest, file)
+        return digest.hexdigest()[:12]
+    tree = read_json(folder / CONFIG)
+    parts = [CONFIG, TOKENIZER, QUESTION_TOKENIZER, *([PROCESSOR] if is_classifier(tree) else [])]
+    for file in [*(folder / part for part in parts), *weight_files(folder)]:
+        if file.exists():
+            digest.update(file.name.encode())
+            _add(digest, file)
+    commit = commit_of(folder)
+    return digest.hexdigest()[:12] + (f"-{commit}" if commit else "")
+
+
+def _add(digest: hashlib._Hash, file: Path) -> None:
+    with file.open("rb") as stream:
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
+
+
+def content_of(revision: str) -> str:
+    """Of a revision what results depend on: a hub's next commit may change a card alone."""
+    return revision.partition("-")[0]

@@ -237,31 +237,11 @@ class EmoLlmConfig(ModelConfig):
         return Needs(transcript=True)
 
 
-_FAMILIES: dict[str, type[ModelConfig]] = {
-    "emo-llama": EmoLlamaConfig,
-    "llama-vid": EmoLlamaConfig,
-    "emola": EmolaConfig,
-    "emotion-llama": EmotionLlamaConfig,
-}
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """`folder`/config.json by the family it names; UserError where it is of none that we have."""
-    tree = read_json(folder / "config.json")
-    if "family" not in tree and "model_type" in tree:  # a folder as `transformers` writes it
-        return EmoLlmConfig(name=folder.resolve().name)
-    family = tree.get("family", "emo-llama")
-    if family not in _FAMILIES:
-        known = ", ".join(_FAMILIES)
-        raise UserError(f"{folder}/config.json: family {family!r} is unknown; known: {known}")
-    return _FAMILIES[family].read(folder)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model folder; UserError where there is none."""
     try:
         tree = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is no model folder: it holds no {path.name}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None

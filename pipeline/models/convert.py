@@ -25,6 +25,7 @@ from emolake.pipeline.models.config import ModelConfig, read_json
 from emolake.pipeline.models.emotion_llama import WRAPPED
 from emolake.pipeline.models.families import PUBLISHED
 from emolake.pipeline.models.published import lora_base
+from emolake.pipeline.storage.hub import plain_name
 from emolake.pipeline.storage.weights import check_fit, empty_parameters
 
 _SHARD_BYTES = 1 << 30
@@ -69,7 +70,7 @@ def convert(family: str, sources: Sources, output: Path) -> Converted:
     shapes = {name: tensor.to("meta") for file in files for name, tensor in read_file(file).items()}
     shapes |= {name: tensor.to("meta") for name, tensor in side.items()}
     config: ModelConfig = layout.config(published, {k: tuple(v.shape) for k, v in shapes.items()})
-    config = config.model_copy(update={"name": f"{family}-{sources.main.resolve().stem}"})
+    config = config.model_copy(update={"name": f"{family}-{Path(plain_name(sources.main)).stem}"})
     fitting = layout.rename(shapes, config)
     with empty_parameters():
         check_fit(layout.network(config), {k: tuple(v.shape) for k, v in fitting.items()})
@@ -233,7 +234,9 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source), local_files_only=True, use_fast=True, trust_remote_code=False
+        )
         tokenizer.backend_tokenizer.save(str(target))
     except Exception as error:  # whatever the library's many loaders raise
         raise UserError(

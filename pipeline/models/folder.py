@@ -17,7 +17,7 @@ from emolake.pipeline.models.catalog import (
     QUESTION_TOKENIZER,
     TOKENIZER,
     WEIGHTS,
-    model_folder,
+    model_path,
     model_revision,
     weight_files,
 )
@@ -51,7 +51,7 @@ def load_model(
     attention: str = "sdpa",
 ) -> LoadedModel[EmoLlamaConfig, EmoLlama]:
     """An EMO-LLaMA's or LLaMA-VID's folder, ready to infer; see `load_network`."""
-    folder = model_folder(name_or_path)
+    folder = model_path(name_or_path)
     config = EmoLlamaConfig.read(folder)
     network = load_network(folder, lambda: EmoLlama(config, attention), device, precision)
     network.vision.fuse()

@@ -21,15 +21,17 @@ class TextModel:
 
         transformers.utils.logging.set_verbosity_error()
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            # No folder's own code is run.
+            local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            config = transformers.AutoConfig.from_pretrained(folder, **local)
             self.seq2seq = bool(config.is_encoder_decoder)
             kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, padding_side="left"
+                folder, padding_side="left", **local
             )
             self.model: Any = getattr(transformers, kind).from_pretrained(
                 folder,
-                local_files_only=True,
+                **local,
                 weights_only=True,
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             )

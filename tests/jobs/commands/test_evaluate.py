@@ -14,7 +14,7 @@ from skimage import data
 
 from emolake.jobs.cli import main
 from emolake.pipeline.lake.commit import commit_segments
-from emolake.pipeline.models.catalog import DEFAULT_MODEL, model_folder
+from emolake.pipeline.models.catalog import DEFAULT_MODEL, model_path
 from tests.conftest import read_rows
 from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
 
@@ -63,7 +63,7 @@ def test_two_models_on_the_same_pictures_with_votes_and_spoilt(
     portrait: bytes, tmp_path: Path, capsys
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(model_folder(DEFAULT_MODEL), other)
+    shutil.copytree(model_path(DEFAULT_MODEL), other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"name": "other"}))
     table = pa.table(

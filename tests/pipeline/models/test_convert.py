@@ -12,8 +12,7 @@ from torch import Tensor
 
 from emolake.jobs.cli import main
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.models.catalog import model_revision, weight_files
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.catalog import model_revision, read_config, weight_files
 from emolake.pipeline.models.convert import Sources, convert
 from emolake.pipeline.models.families import PUBLISHED, from_published
 from emolake.pipeline.models.folder import load_network

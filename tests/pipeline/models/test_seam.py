@@ -10,13 +10,12 @@ import pytest
 from emolake.pipeline.annotators.base import Annotation, WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, WindowsConfig
 from emolake.pipeline.faces.stage import FaceStage
-from emolake.pipeline.models.catalog import DEFAULT_MODEL, model_folder
-from emolake.pipeline.models.config import read_config
+from emolake.pipeline.models.catalog import DEFAULT_MODEL, model_path, read_config
 from emolake.pipeline.video.decode import Ending, probe, sampled_frames, segment_spans
 
 
 def annotated(path: Path, segment_seconds: float) -> list[tuple[dict[str, Any], Annotation]]:
-    needs = read_config(model_folder(DEFAULT_MODEL)).needs
+    needs = read_config(model_path(DEFAULT_MODEL)).needs
     stage = FaceStage(FacesConfig(), WindowsConfig(), needs, 4.0)
     annotator = load_annotator(DEFAULT_MODEL, AnnotatorConfig(), "cpu")
     duration = probe(str(path)).duration_s

@@ -1,0 +1,191 @@
+"""Models behind an endpoint: its probabilities are the scores, its faults cost what they must, and nothing is
+sent that nobody allowed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from emolake.jobs.cli import main
+from emolake.pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
+from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.faces.encoding import encode_crop
+from emolake.pipeline.labels import label_set
+from emolake.pipeline.models.catalog import model_path, model_revision
+from tests.conftest import Emolake, read_rows
+from tests.pipeline.annotators.fake_vlm import FakeVlm, serving
+
+LABELS = label_set("fer2013")
+
+
+@pytest.fixture
+def vlm() -> Iterator[FakeVlm]:
+    with serving() as server:
+        yield server
+
+
+def described(folder: Path, vlm: FakeVlm, **told: object) -> str:
+    path = folder / "vlm.yaml"
+    fast = {"timeout_s": 1.0, "retries": 2, "patience_s": 0.0, "size": 64}
+    path.write_text(yaml.safe_dump({"endpoint": vlm.url, "model": "m"} | fast | told))
+    return str(path)
+
+
+def windows(annotator, *brightness: int, frames: int = 6) -> list[WindowInput]:
+    view = annotator.needs.crops[0]
+    made = []
+    for level in brightness:
+        picture = np.full((view.spec.size, view.spec.size, 3), level, np.uint8)
+        crops = FaceCrops([encode_crop(picture, "png")] * frames, np.zeros((frames, 5, 2)))
+        made.append(WindowInput({view: crops}, np.zeros((frames, 0), np.float32)))
+    return made
+
+
+def loaded(folder: Path, vlm: FakeVlm, options: dict[str, object] | None = None, **told: object):
+    model = described(folder, vlm, **told)
+    return load_annotator(model, AnnotatorConfig(send_pictures=True, **(options or {})), "cpu")
+
+
+@pytest.mark.parametrize("mood", ["tells", "limits", "errs", "stalls"])
+def test_scores_are_the_probabilities_of_the_letters(
+    tmp_path: Path, vlm: FakeVlm, mood: str
+) -> None:
+    vlm.mood = mood
+    annotator = loaded(tmp_path, vlm)
+    told = annotator.annotate(windows(annotator, 10, 130, 250))
+    assert [a.emotion for a in told] == [LABELS[0], LABELS[3], LABELS[6]]
+    for annotation in told:
+        assert annotation.confidence == pytest.approx(0.7)
+        assert sum(annotation.scores.values()) == pytest.approx(1)
+        assert annotation.absent is None
+    assert all(len(r["messages"][0]["content"]) == 4 + 1 for r in vlm.requests)
+    assert annotator.usage["requests"] == len(vlm.requests)
+    assert annotator.usage["input_tokens"] >= 300
+
+
+def test_without_probabilities_the_answer_is_read(tmp_path: Path, vlm: FakeVlm) -> None:
+    vlm.mood = "no logprobs"
+    annotator = loaded(tmp_path, vlm)
+    (told,) = annotator.annotate(windows(annotator, 130))
+    assert told.scores == {label: float(label == LABELS[3]) for label in LABELS}
+    annotator.annotate(windows(annotator, 10))
+    assert sum("logprobs" in request for request in vlm.requests) == 1, "it is asked once"
+
+
+@pytest.mark.parametrize("mood", ["babbles", "lies"])
+def test_an_answer_that_is_none_is_told_as_absent(tmp_path: Path, vlm: FakeVlm, mood: str) -> None:
+    vlm.mood = mood
+    annotator = loaded(tmp_path, vlm)
+    (told,) = annotator.annotate(windows(annotator, 130))
+    assert told.absent == ["label_answer"]
+    assert list(told.scores.values()) == pytest.approx([1 / 7] * 7)
+
+
+def test_words_are_asked_for_where_they_are_wanted(tmp_path: Path, vlm: FakeVlm) -> None:
+    annotator = loaded(tmp_path, vlm, {"describe": True})
+    (told,) = annotator.annotate(windows(annotator, 130))
+    assert told.description == "The brows are raised."
+
+
+def test_one_window_that_it_fails_on_costs_itself(tmp_path: Path, vlm: FakeVlm) -> None:
+    annotator = loaded(tmp_path, vlm, retries=0)
+    vlm.mood = "errs"
+    first, second = annotator.annotate(windows(annotator, 10, 130))
+    assert isinstance(first, ValueError)
+    assert isinstance(second, ValueError)
+    again = annotator.annotate(windows(annotator, 10, 130, 250))
+    assert [isinstance(a, Annotation) for a in again] == [True, True, False]
+
+
+def test_an_endpoint_that_is_away_ends_the_job_in_one_line(tmp_path: Path, vlm: FakeVlm) -> None:
+    annotator = loaded(tmp_path, vlm, endpoint="http://127.0.0.1:9/v1", retries=1)
+    with pytest.raises(JobFailed, match=r"127.0.0.1:9.*the same command resumes"):
+        annotator.annotate(windows(annotator, 10))
+
+
+def test_a_key_that_it_refuses_ends_the_job(tmp_path: Path, vlm: FakeVlm, monkeypatch) -> None:
+    vlm.key = "right"
+    monkeypatch.setenv("OPENAI_API_KEY", "planted-wrong-key")
+    annotator = loaded(tmp_path, vlm)
+    with pytest.raises(JobFailed, match="refuses the request") as told:
+        annotator.annotate(windows(annotator, 10))
+    assert "planted" not in str(told.value)
+
+
+def test_many_windows_are_in_flight(tmp_path: Path, vlm: FakeVlm) -> None:
+    annotator = loaded(tmp_path, vlm, concurrency=6, timeout_s=10)
+    annotator.annotate(windows(annotator, *range(0, 240, 10), frames=1))
+    assert 2 < vlm.most_at_once <= 6
+
+
+def test_what_the_endpoint_is_makes_the_revision_and_where_it_is_does_not(
+    tmp_path: Path, vlm: FakeVlm
+) -> None:
+    first = model_revision(model_path(described(tmp_path, vlm)))
+    elsewhere = described(tmp_path, vlm, endpoint="https://other/v1", concurrency=1)
+    assert model_revision(model_path(elsewhere)) == first
+    assert model_revision(model_path(described(tmp_path, vlm, model="n"))) != first
+    assert model_revision(model_path(described(tmp_path, vlm, revision="2"))) != first
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({}, "up to 4 crops of the face of every window would be sent there; allow it with"),
+        ({"endpoint": "ftp://host"}, "endpoint"),
+        ({"endpoint": "https://user:planted@host/v1"}, "endpoint"),
+        ({"label_set": "cats"}, "label set 'cats' is unknown"),
+        ({"modell": "m"}, "unknown key 'modell'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_work_starts(
+    tmp_path: Path, vlm: FakeVlm, capsys, told: dict[str, object], line: str
+) -> None:
+    model = described(tmp_path, vlm, **told)
+    (tmp_path / "videos").mkdir()
+    asked = [
+        "annotate",
+        str(tmp_path / "videos"),
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        model,
+    ]
+    assert main(asked) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert len(error.strip().splitlines()) == 1
+    assert "planted" not in error
+    assert not vlm.requests
+
+
+def test_a_run_through_an_endpoint_tells_what_it_took(
+    clips: Path, emolake: Emolake, vlm: FakeVlm, tmp_path: Path
+) -> None:
+    vlm.key = "planted-right-key"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").symlink_to(clips / "single_face.mp4")
+    model = described(tmp_path, vlm, price=[1.0, 10.0], timeout_s=30, name="big")
+    done = emolake(
+        *("annotate", tmp_path / "in", "--output", tmp_path / "out", "--model", model, "--json"),
+        *("--set", "annotator.send_pictures=true"),
+        env={"OPENAI_API_KEY": "planted-right-key"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "out", "annotations")
+    assert rows
+    assert {row["model"] for row in rows} == {"big"}
+    assert all(row["confidence"] == pytest.approx(0.7) for row in rows)
+    told = json.loads(done.stdout)
+    n = len(rows)
+    cost = (100 * n * 1.0 + 2 * n * 10.0) / 1e6
+    assert told["endpoint"] == {
+        "requests": n, "input_tokens": 100 * n, "output_tokens": 2 * n, "cost": pytest.approx(cost)
+    }  # fmt: skip
+    (record,) = (tmp_path / "out" / "_runs").glob("*/run.json")
+    assert json.loads(record.read_text())["endpoint"] == told["endpoint"]
+    assert "planted" not in record.read_text() + done.stdout + done.stderr
