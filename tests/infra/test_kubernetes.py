@@ -20,6 +20,7 @@ import yaml
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import make_parser
 from emolake.pipeline.config import Config
+from emolake.pipeline.models.served import Served
 from tests.conftest import ROOT
 from tests.infra.kuberay import RESOURCES
 from tests.infra.kustomize import Manifest, render
@@ -101,6 +102,7 @@ def test_one_run_is_started_and_no_template_runs() -> None:
     once = [("RayJob", False)]
     assert running == {
         "cpu-only": once,
+        "endpoint": once,
         "gpu": once,
         "gpu-spot": once,
         "nightly": [("RayCronJob", False)],
@@ -181,6 +183,28 @@ def test_pods_are_caged_and_hold_no_secret(manifests: list[Manifest]) -> None:
             for source in container.get("envFrom", ()):
                 assert set(source) == {"secretRef"}
     assert not any(m["kind"] == "Secret" for m in manifests)
+
+
+def test_the_described_endpoint_is_the_service_beside_the_run() -> None:
+    made = {
+        (m["kind"], m["metadata"]["name"]): m for m in render(KUBERNETES / "overlays" / "endpoint")
+    }
+    said = Served(**yaml.safe_load(made["ConfigMap", "emolake"]["data"]["vlm.yaml"]))
+    service, deployment = made["Service", "vllm"], made["Deployment", "vllm"]
+    (port,) = service["spec"]["ports"]
+    assert said.endpoint == f"http://{service['metadata']['name']}:{port['port']}/v1"
+    template = deployment["spec"]["template"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"]
+    (container,) = template["spec"]["containers"]
+    assert f"--model={said.model}" in container["args"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    config = yaml.safe_load(made["ConfigMap", "emolake"]["data"]["emolake.yaml"])
+    (path,) = (Path(m) for m in config["model"].split(",") if m.endswith(".yaml"))
+    (spec,) = job_specs(list(made.values()))
+    cluster = spec["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert str(path.parent) in {mount["mountPath"] for mount in mounts}, "every node reads it"
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
