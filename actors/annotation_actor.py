@@ -241,8 +241,7 @@ class _Segment:
         """schema.ANNOTATED_ROW; failed where a model could not take one of its windows."""
         row = self._row
         if self.error is not None:
-            words = " ".join(str(self.error).split())[:300]
-            told = f"{type(self.error).__name__}: {words}"
+            told = f"{type(self.error).__name__}: {in_a_line(self.error, 300)}"
             row = failed_segment(row, "model_error", told) | {"tracks": []}
             self._annotations = []
         used = {f"model_{name}": self.usage[name] for name in ENDPOINT_USAGE}
@@ -252,6 +251,8 @@ class _Segment:
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:
     try:
         return list(annotator.annotate(windows))
+    except JobFailed:
+        raise
     except Exception as error:
         _blame_device(error)
         # Once more one by one, so that a window the model cannot take costs its segment alone.
@@ -261,6 +262,8 @@ def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotat
 def _alone(annotator: Annotator, window: WindowInput) -> Annotation | Exception:
     try:
         return annotator.annotate([window])[0]
+    except JobFailed:
+        raise
     except Exception as error:
         _blame_device(error)
         return error

@@ -33,6 +33,7 @@ from emolake.pipeline.models.catalog import (
 from emolake.pipeline.models.classifier import ClassifierConfig
 from emolake.pipeline.models.config import ModelConfig
 from emolake.pipeline.models.served import ServedConfig
+from emolake.pipeline.storage.chat import check_client
 from emolake.pipeline.storage.files import Storage, parse_options
 from emolake.pipeline.storage.shards import Shards
 
@@ -204,8 +205,10 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
             model.config.columns(config.annotator.label_set)
             if model.config.weights.is_file():
                 described_network(model.config)
-        if isinstance(model.config, ServedConfig) and not config.annotator.send_pictures:
-            raise UserError(model.config.refusal)
+        if isinstance(model.config, ServedConfig):
+            if not config.annotator.send_pictures:
+                raise UserError(model.config.refusal)
+            check_client()
     return files
 
 

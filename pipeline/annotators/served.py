@@ -26,6 +26,7 @@ from emolake.pipeline.models.catalog import model_path, model_revision, read_con
 from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.chat import (
     ENDPOINT_KEY,
+    Answer,
     ChatConfig,
     ChatEndpoint,
     NoAnswer,
@@ -33,8 +34,9 @@ from emolake.pipeline.storage.chat import (
 )
 
 _ALTERNATIVES = 20  # what the API gives at most
-_LEAST = 0.1
+_LEAST = 0.5
 """Probability of all letters together below which the first token answers something else."""
+_WORD = re.compile(r"[\w-]+")
 _ASKED = (
     "{pictures} in time order. Which expression does the face show? Answer with one letter and nothing else."
     "\n{answers}"
@@ -60,12 +62,12 @@ class ServedAnnotator:
         self.needs = told.needs
         self.labels = label_set(config.label_set or told.label_set)
         self.letters = string.ascii_uppercase[: len(self.labels)]
-        self._tells = True  # probabilities; until it refuses to
+        self._tells, self._has_told = True, False  # probabilities; until it refuses to
         self._chat = ChatEndpoint(
             ChatConfig(
                 url=self.served.endpoint,
                 model=self.served.model,
-                key=os.environ.get(ENDPOINT_KEY) or "none",
+                key=os.environ.get(ENDPOINT_KEY, "").strip() or "none",
                 requests_per_minute=self.served.requests_per_minute,
                 timeout_s=self.served.timeout_s,
                 retries=self.served.retries,
@@ -119,12 +121,13 @@ class ServedAnnotator:
             f"{letter}. {label}" for letter, label in zip(self.letters, self.labels, strict=True)
         )
         asked = _ASKED.format(pictures=pictures_told, answers=answers)
-        choice = self._ask(asked, pictures, most=4, tells=self._tells)
-        told = _by_letter(choice, self.letters)
+        answer = self._ask(asked, pictures, most=4, tells=self._tells)
+        label, by_letter = self._read(answer.text)
+        # The first token of a word may look like a letter: only where the answer is one do its chances count.
+        told = _by_letter(answer, self.letters) if by_letter else None
         if told is not None:
             weights = [share ** (1 / self.config.temperature) for share in told]
             return self._named(weight / sum(weights) for weight in weights), None
-        label = self._read((choice.message.content or "") if choice is not None else "")
         if label is None:
             return self._named(1 / len(self.labels) for _ in self.labels), ["label_answer"]
         return self._named(float(name == label) for name in self.labels), None
@@ -132,48 +135,48 @@ class ServedAnnotator:
     def _named(self, scores: Iterable[float]) -> dict[str, float]:
         return dict(zip(self.labels, scores, strict=True))
 
-    def _read(self, answer: str) -> str | None:
-        """The label of an answer that is a letter or a label and nothing else."""
-        match = re.fullmatch(r"\W*([A-Z])\W*(?:(?<=\W)([\w -]+?)\W*)?", answer.strip())
-        if match and match[1] in self.letters:
-            label = self.labels[self.letters.index(match[1])]
-            return label if match[2] is None or canonical(match[2]) == label else None
-        plain = canonical(answer.strip(" .!\n\t\"'*"))
-        return plain if plain in self.labels else None
+    def _read(self, answer: str) -> tuple[str | None, bool]:
+        """The label of an answer that is a letter (with its label, which may be cut) or a label and nothing
+        else, and whether it is a letter."""
+        words = _WORD.findall(answer)
+        if words and words[0] in self.letters:
+            label = self.labels[self.letters.index(words[0])]
+            rest = " ".join(words[1:]).lower()
+            fits = label.startswith(rest) or canonical(rest) == label
+            return (label, True) if fits else (None, False)
+        plain = canonical(" ".join(words))
+        return (plain if plain in self.labels else None), False
 
     def _words(self, asked: str, pictures: list[dict[str, Any]]) -> str:
-        choice = self._ask(asked, pictures, most=self.options.max_answer_tokens, tells=False)
-        words = " ".join(((choice.message.content or "") if choice is not None else "").split())
-        if choice is not None and choice.finish_reason == "length":
-            whole = re.match(r".*[.!?]", words)
-            return whole.group() if whole else words
-        return words
+        answer = self._ask(asked, pictures, most=self.options.max_answer_tokens, tells=False)
+        words = " ".join(answer.text.split())
+        whole = re.match(r".*[.!?]", words) if answer.cut else None
+        return whole.group() if whole else words
 
-    def _ask(self, asked: str, pictures: list[dict[str, Any]], most: int, tells: bool) -> Any:
+    def _ask(self, asked: str, pictures: list[dict[str, Any]], most: int, tells: bool) -> Answer:
         options: dict[str, Any] = {"max_tokens": most, "temperature": 0}
-        if tells:
-            options |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         messages = [{"role": "user", "content": [*pictures, {"type": "text", "text": asked}]}]
-        try:
+        if not tells:
             return self._chat.complete(messages, **options)
+        try:
+            answer = self._chat.complete(
+                messages, logprobs=True, top_logprobs=_ALTERNATIVES, **options
+            )
+            self._has_told = True
+            return answer
         except NoAnswer as error:
-            if not tells or "logprobs" not in str(error):
+            if self._has_told or "logprobs" not in str(error):
                 raise
-            self._tells = False
-            return self._ask(asked, pictures, most, tells=False)
+            answer = self._chat.complete(messages, **options)
+            self._tells = False  # it is they that it does not take
+            return answer
 
 
-def _by_letter(choice: Any, letters: str) -> list[float] | None:
-    """The probability of each letter as the first token, None where none is told or the letters have no part
-    in it."""
-    told = getattr(choice, "logprobs", None)
-    content = getattr(told, "content", None) or ()
-    if not content:
-        return None
+def _by_letter(answer: Answer, letters: str) -> list[float] | None:
+    """The probability of each letter as the first token, None where none is told or the letters have little
+    part in it."""
     shares = dict.fromkeys(letters, 0.0)
-    first = content[0]
-    alternatives = first.top_logprobs or [first]
-    for token, logprob in {(one.token, one.logprob) for one in alternatives}:
+    for token, logprob in set(answer.alternatives):
         letter = token.strip(" \n\t.:)(*\"'\u2581\u0120")
         if letter in shares and math.isfinite(logprob):
             shares[letter] += math.exp(min(logprob, 0.0))

@@ -93,7 +93,7 @@ def uris_of_manifest(name: str, storage: Storage) -> set[str]:
     fs, path = storage.locate(name)
     beside = _beside(namer(name, fs)(path))
     named = {beside(str(row["uri"])) for row in read_manifest(name, fs, path)}
-    return {canonical(uri) for uri in named} | {unsigned(uri) for uri in named}
+    return named | {canonical(uri) for uri in named} | {unsigned(uri) for uri in named}
 
 
 def is_manifest(name: str) -> bool:

@@ -230,12 +230,13 @@ def _check_columns(schema: pa.Schema) -> None:
     """ValueError where columns are not called as they were. Pages have checksums of Parquet's own, the names
     have none, and one that cannot be read as itself would pass for a column that came later."""
     told = (schema.metadata or {}).get(_COLUMNS)
-    if told is not None and told != _checksum(schema):
+    if told is not None and not set(told.split()) <= set(_checksums(schema).split()):
         raise ValueError("its columns are not those that were written")
 
 
-def _checksum(fields: Iterable[pa.Field]) -> bytes:
-    return f"{zlib.crc32(' '.join(map(_spelled, fields)).encode()):08x}".encode()
+def _checksums(fields: Iterable[pa.Field]) -> bytes:
+    """Of each column by itself: who writes a file anew may add some, and change their order."""
+    return " ".join(f"{zlib.crc32(_spelled(field).encode()):08x}" for field in fields).encode()
 
 
 def _spelled(field: pa.Field) -> str:
@@ -244,16 +245,16 @@ def _spelled(field: pa.Field) -> str:
     inner: list[pa.Field] = []
     if pa.types.is_struct(kind):
         inner = [kind.field(k) for k in range(kind.num_fields)]
-    elif pa.types.is_list(kind):
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = [pa.field("", kind.value_type)]
     elif pa.types.is_map(kind):
         inner = [pa.field("", kind.key_type), pa.field("", kind.item_type)]
-    return f"{field.name}:{' '.join(map(_spelled, inner)) or kind}"
+    return f"{field.name}:{' '.join(map(_spelled, inner)) or str(kind).removeprefix('large_')}"
 
 
 def _encoded(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    table = table.replace_schema_metadata({_COLUMNS: _checksum(table.schema)})
+    table = table.replace_schema_metadata({_COLUMNS: _checksums(table.schema)})
     order = [(key, "ascending") for key in sort_keys(table.schema)]
     pq.write_table(
         table,

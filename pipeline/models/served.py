@@ -7,9 +7,11 @@ model: Qwen/Qwen2.5-VL-7B-Instruct
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, FrameView, Needs
 from emolake.pipeline.labels import label_set
@@ -21,7 +23,7 @@ class Served(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    endpoint: str = Field(pattern=r"^https?://[^@\s]+$")
+    endpoint: str = Field(pattern=r"^https?://[^@?#\s]+$")
     model: str = Field(min_length=1)
     name: str | None = Field(None, pattern=r"^\S(.*\S)?$")
     revision: str | None = None
@@ -50,7 +52,7 @@ class Served(BaseModel):
             "retries",
             "patience_s",
         }
-        return self.model_dump_json(exclude={*where, "price", "licence"})
+        return self.model_dump_json(exclude={*where, "name", "price", "licence"})
 
 
 class ServedConfig(ModelConfig):
@@ -82,8 +84,17 @@ class ServedConfig(ModelConfig):
 
 
 def served_config(said: Served, stem: str) -> ServedConfig:
-    """UserError for an unknown label set."""
+    """UserError for an unknown label set, or an endpoint that is none."""
     label_set(said.label_set)
+    try:
+        port = urlsplit(said.endpoint).port
+    except ValueError:
+        port = 0
+    if port == 0 or said.endpoint.rstrip("/").endswith("/chat/completions"):
+        raise UserError(
+            f"model {stem}: endpoint {said.endpoint} is no base of an API; write for example "
+            "http://host:8000/v1"
+        )
     name = said.name or stem
     return ServedConfig(
         name=name, label_set=said.label_set, temperature=said.temperature, served=said

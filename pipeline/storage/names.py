@@ -42,6 +42,7 @@ _EXPIRING, _EXPIRES = (
     re.compile("token|md5", re.IGNORECASE),
     re.compile("md5|expires", re.IGNORECASE),
 )
+_A_FILE = re.compile(r"\.\w{2,4}$")
 """A token that ends, as content networks give it: with each another end."""
 _AZURE_SIGNING = re.compile(
     "se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv", re.IGNORECASE
@@ -147,7 +148,11 @@ def _unsigned(uri: str) -> str:
     left_out = [_SECRET, _SIGNATURE]
     if any(map(_SIGNATURE.fullmatch, names)):
         left_out.append(_SIGNING)
-    elif "expires" in map(str.lower, names) and any(map(_EXPIRING.fullmatch, names)):
+    elif (
+        "expires" in map(str.lower, names)
+        and any(map(_EXPIRING.fullmatch, names))
+        and _A_FILE.search(address)  # else it may be the token that says which
+    ):
         left_out.append(_EXPIRES)
     if "sig" in map(str.lower, names):
         left_out.append(_AZURE_SIGNING)

@@ -93,8 +93,7 @@ class Endpoint:
             except NoAnswer as error:
                 return Reply(ask.key, None, str(error), True, **spent)
             try:
-                text = (made.message.content or "") if made is not None else ""
-                return Reply(ask.key, checked(text, ask), None, False, **spent)
+                return Reply(ask.key, checked(made.text, ask), None, False, **spent)
             except Unfit as error:
                 unfit = error
         return Reply(ask.key, None, unfit.kind if unfit else None, False, **spent)

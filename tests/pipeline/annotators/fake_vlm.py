@@ -31,6 +31,7 @@ class FakeVlm(ThreadingHTTPServer):
         self.key: str | None = None
         self.requests: list[dict[str, Any]] = []
         self.seen = Counter[str]()
+        self.words: tuple[str, dict[str, float]] = ("", {})
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
@@ -78,8 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(429, {"error": {"message": "slowly"}}, {"Retry-After": "0.1"})
         if mood == "errs" and times == 1:
             return self._send(500, {"error": {"message": "oops"}})
-        if mood == "broken":
-            return self._send(500, {"error": {"message": "oops"}})
+        if mood == "body":
+            return self._send(200, self.server.words[0].encode())
+        if mood == "redirects":
+            return self._send(307, {}, {"Location": self.server.words[0]})
+        if mood == "trickles":
+            return self._trickle()
         if mood == "stalls" and times == 1:
             time.sleep(3)
         if mood == "no logprobs" and "logprobs" in asked:
@@ -90,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         letters = re.findall(r"^([A-Z])\. ", text["text"], re.M)
         data = [base64.b64decode(p["image_url"]["url"].partition(",")[2]) for p in pictures]
         right = letters[letter_of(data, len(letters))]
+        if mood == "says":
+            return self._told(self.server.words[0], self.server.words[1])
         if mood == "babbles":
             return self._told("What a face! I should say")
         if mood == "lies":
@@ -113,8 +120,17 @@ class _Handler(BaseHTTPRequestHandler):
         told = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
         self._send(200, told | {"choices": [choice], "usage": usage})
 
+    def _trickle(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+
     def _send(self, status: int, told: object, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(told).encode()
+        body = told if isinstance(told, bytes) else json.dumps(told).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

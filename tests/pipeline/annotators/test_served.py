@@ -2,6 +2,7 @@
 sent that nobody allowed."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from emolake.actors import annotation_actor
 from emolake.jobs.cli import main
 from emolake.pipeline.annotators.base import Annotation, FaceCrops, WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig
@@ -97,6 +99,7 @@ def test_one_window_that_it_fails_on_costs_itself(tmp_path: Path, vlm: FakeVlm) 
     first, second = annotator.annotate(windows(annotator, 10, 130))
     assert isinstance(first, ValueError)
     assert isinstance(second, ValueError)
+    assert len(vlm.requests) == 2
     again = annotator.annotate(windows(annotator, 10, 130, 250))
     assert [isinstance(a, Annotation) for a in again] == [True, True, False]
 
@@ -114,6 +117,97 @@ def test_a_key_that_it_refuses_ends_the_job(tmp_path: Path, vlm: FakeVlm, monkey
     with pytest.raises(JobFailed, match="refuses the request") as told:
         annotator.annotate(windows(annotator, 10))
     assert "planted" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("Disgust.", "disgust"),
+        ("Fear", "fear"),
+        ("A person who smiles", None),
+        ("The face shows", None),
+        ("Z", None),
+        ("A" + " " * 4000 + "x!x", None),
+        ("D. hap", "happiness"),
+        ("(D) Happy!", "happiness"),
+        ("D. anger", None),
+    ],
+)
+def test_a_first_token_that_looks_like_a_letter_is_none(
+    tmp_path: Path, vlm: FakeVlm, words: str, label: str | None
+) -> None:
+    vlm.mood, vlm.words = "says", (words, {words[0]: 0.9, "A": 0.1})
+    annotator = loaded(tmp_path, vlm)
+    (told,) = annotator.annotate(windows(annotator, 130))
+    if label is None:
+        assert told.absent == ["label_answer"]
+    else:
+        assert told.emotion == label
+        assert told.absent is None
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>", "[]", '{"choices": null}', '{"choices": [{"message": 3}]}']
+)
+def test_a_body_that_is_none_of_the_apis_costs_its_window(
+    tmp_path: Path, vlm: FakeVlm, body: str
+) -> None:
+    vlm.mood, vlm.words = "body", (body, {})
+    annotator = loaded(tmp_path, vlm)
+    (told,) = annotator.annotate(windows(annotator, 130))
+    assert isinstance(told, ValueError)
+    assert "none of the API's" in str(told)
+    assert len(vlm.requests) == 1
+
+
+def test_one_refusal_of_probabilities_does_not_end_them(tmp_path: Path, vlm: FakeVlm) -> None:
+    annotator = loaded(tmp_path, vlm)
+    annotator.annotate(windows(annotator, 10))
+    vlm.mood = "no logprobs"
+    (told,) = annotator.annotate(windows(annotator, 10))
+    assert isinstance(told, ValueError)
+    vlm.mood = "tells"
+    (again,) = annotator.annotate(windows(annotator, 10))
+    assert again.confidence == pytest.approx(0.7)
+
+
+def test_a_window_that_alone_is_refused_or_stalls_costs_itself(
+    tmp_path: Path, vlm: FakeVlm
+) -> None:
+    annotator = loaded(tmp_path, vlm, retries=0, concurrency=1)
+    annotator.annotate(windows(annotator, 10))
+    vlm.key = "another"  # as gateways refuse a picture
+    (told,) = annotator.annotate(windows(annotator, 20))
+    assert isinstance(told, ValueError)
+
+
+def test_it_is_not_followed_elsewhere(tmp_path: Path, vlm: FakeVlm) -> None:
+    with serving() as elsewhere:
+        vlm.mood, vlm.words = "redirects", (elsewhere.url + "/chat/completions", {})
+        annotator = loaded(tmp_path, vlm)
+        with pytest.raises(JobFailed, match="sends us elsewhere"):
+            annotator.annotate(windows(annotator, 10))
+        assert not elsewhere.requests
+
+
+def test_a_body_that_trickles_is_given_up(tmp_path: Path, vlm: FakeVlm) -> None:
+    vlm.mood = "trickles"
+    annotator = loaded(tmp_path, vlm, retries=0, timeout_s=0.5)
+    started = time.monotonic()
+    with pytest.raises(JobFailed):
+        annotator.annotate(windows(annotator, 10))
+    assert time.monotonic() - started < 20
+
+
+def test_the_job_ends_where_the_endpoint_refuses_it_and_nothing_is_asked_twice(
+    tmp_path: Path, vlm: FakeVlm, monkeypatch
+) -> None:
+    vlm.key = "right"
+    annotator = loaded(tmp_path, vlm, concurrency=1)
+    made = windows(annotator, 10, 130)
+    with pytest.raises(JobFailed):
+        annotation_actor._annotated(annotator, made)
+    assert len(vlm.requests) <= 2
 
 
 def test_many_windows_are_in_flight(tmp_path: Path, vlm: FakeVlm) -> None:
@@ -138,6 +232,9 @@ def test_what_the_endpoint_is_makes_the_revision_and_where_it_is_does_not(
         ({}, "up to 4 crops of the face of every window would be sent there; allow it with"),
         ({"endpoint": "ftp://host"}, "endpoint"),
         ({"endpoint": "https://user:planted@host/v1"}, "endpoint"),
+        ({"endpoint": "https://host/v1?api-key=planted"}, "endpoint"),
+        ({"endpoint": "http://host:99999999/v1"}, "is no base of an API"),
+        ({"endpoint": "http://host/v1/chat/completions"}, "is no base of an API"),
         ({"label_set": "cats"}, "label set 'cats' is unknown"),
         ({"modell": "m"}, "unknown key 'modell'"),
     ],

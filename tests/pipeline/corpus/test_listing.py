@@ -274,6 +274,7 @@ def test_two_ways_to_one_file_are_one_video_where_size_and_etag_are_told_too(
         ("https://v.b-cdn.net/a.mp4?token=f00&expires=1700000000", ""),
         ("https://host/a.mp4?md5=x&expires=1700000000&v=3", "?v=3"),
         ("https://host/a.mp4?expires=1700000000", "?expires=1700000000"),
+        ("https://host/get?md5=x&expires=1700000000", "?md5=x&expires=1700000000"),
         ("https://host/watch?v=dQw4w9WgXcQ", "?v=dQw4w9WgXcQ"),
         ("s3://bucket/what?Signature=mine.mp4", "?Signature=mine.mp4"),
     ],

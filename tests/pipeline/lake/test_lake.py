@@ -401,6 +401,17 @@ def test_a_damaged_file_is_named_and_never_read_as_another(tmp_path) -> None:
     assert len(told) > len(damaged) / 2
 
 
+def test_a_file_that_another_writer_wrote_anew_is_read(tmp_path) -> None:
+    lake = many_commits(tmp_path)
+    rows = read_annotations(lake.uri)
+    for table in TABLES:
+        for file in lake.files(table):
+            told = pq.read_table(file.path, partitioning=None)
+            told = told.append_column("note", pa.nulls(told.num_rows, pa.string()))
+            pq.write_table(told.select(told.column_names[::-1]), file.path)
+    assert read_annotations(lake.uri).equals(rows)
+
+
 @pytest.mark.parametrize("command", ["compact", "forget", "publish"])
 def test_damage_that_is_met_on_the_way_fails_the_job(tmp_path, capsys, command: str) -> None:
     lake = many_commits(tmp_path / "lake")
