@@ -85,7 +85,6 @@ CASES = [
     (f"annotate {VIDEOS} --set model.name=x", "model"),
     (f"annotate {VIDEOS} --corpus a/b", "corpus"),
     (f"annotate {VIDEOS} --model nothing", "neither an embedded model"),
-    (f"annotate {VIDEOS} --model org/name", "hf download org/name --local-dir name"),
     (f"annotate {VIDEOS} --model {{g}}/videos", "holds no config.json"),
     (f"annotate {VIDEOS} --model {{g}}/model", "holds no model.safetensors"),
     (f"annotate {VIDEOS} --model {{g}}/broken", "vision.widht"),
