@@ -294,7 +294,7 @@ def test_requests_keep_to_the_rate(
     url, log = endpoint
     waited: list[float] = []
     standing = SimpleNamespace(monotonic=lambda: 100.0, sleep=waited.append)
-    monkeypatch.setattr("emolake.pipeline.learning.records.endpoint.time", standing)
+    monkeypatch.setattr("emolake.pipeline.storage.chat.time", standing)
     client = Endpoint(EndpointConfig(url, "fake", "secret-key", requests_per_minute=120))
     replies = list(client.replies(ask(number) for number in range(4)))
     assert {reply.key for reply in replies} == set("0123")
