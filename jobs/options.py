@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from emolake.pipeline.config import Config, all_keys, mistake, unknown
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.config import Config, all_keys, mistake, read_yaml, unknown
+from emolake.pipeline.errors import UserError
 
 PREFIX = "EMOLAKE_"
 TRACEBACK = "EMOLAKE_TRACEBACK"
@@ -38,7 +38,7 @@ def load_config(file: Path | None, settings: Iterable[str] = (), **named: str | 
         SettingsConfigDict,
     )
 
-    written = _read_yaml(file) if file is not None else {}
+    written = read_yaml(file, "--config") if file is not None else {}
     said: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     _put_settings(said, settings)
     _check_environment()
@@ -78,23 +78,9 @@ def _check_environment() -> None:
 
 def read_tree(file: Path, settings: Iterable[str]) -> dict[str, Any]:
     """A YAML file with key=value settings laid over it, not validated yet."""
-    tree = _read_yaml(file)
+    tree = read_yaml(file, "--config")
     _put_settings(tree, settings)
     return tree
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"--config {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file} is not YAML: {in_a_line(error)}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"--config {file} must hold key: value pairs")
-    return {str(key): value for key, value in tree.items()}
 
 
 def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:

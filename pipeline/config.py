@@ -6,12 +6,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 
 CORPUS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """It becomes the name of a folder."""
@@ -293,6 +295,21 @@ class Config(_Part):
             "files": dict(files),
         }
         return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_yaml(file: Path, called: str) -> dict[str, Any]:
+    """The key: value pairs of a YAML file; UserError where there are none. called: as it was named."""
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"{called} {file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{called} {file} is not YAML: {in_a_line(error)}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{called} {file} must hold key: value pairs")
+    return {str(key): value for key, value in tree.items()}
 
 
 def validated(kind: type[Any], tree: Mapping[str, Any], source: str) -> Any:

@@ -67,7 +67,7 @@ class ServedAnnotator:
             ChatConfig(
                 url=self.served.endpoint,
                 model=self.served.model,
-                key=os.environ.get(ENDPOINT_KEY, "").strip() or "none",
+                key=os.environ.get(ENDPOINT_KEY, "").strip(),
                 requests_per_minute=self.served.requests_per_minute,
                 timeout_s=self.served.timeout_s,
                 retries=self.served.retries,

@@ -12,10 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
-import yaml
-
-from emolake.pipeline.config import validated
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.config import read_yaml, validated
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.models.classifier import (
     DESCRIPTIONS,
     ONNX,
@@ -132,14 +130,7 @@ def read_config(path: Path) -> ModelConfig:
 
 def read_description(path: Path) -> Description | Served:
     """What a YAML file says of a classifier, or of a model behind an endpoint; UserError where it is none."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"model {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"model {path} is not YAML: {in_a_line(error)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"model {path} describes no model: it holds no key: value pairs")
+    tree = read_yaml(path, "model")
     told: Description | Served = validated(
         Served if "endpoint" in tree else Description, tree, str(path)
     )

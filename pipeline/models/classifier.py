@@ -3,7 +3,7 @@ file, says of one. Imports no torch.
 
 A description is a YAML file that `--model` names:
 
-    weights: enet_b0.onnx       # or a folder, or org/name[@revision]; relative to this file
+    weights: enet_b0.onnx       # or a folder, or org/name@COMMIT; relative to this file
     labels: [anger, ...]        # what each output means, in order; or own name -> ours, for a folder's names
     size: 224                   # side of the pictures, pixels; mean and std of an ONNX file's input
 """
@@ -104,8 +104,8 @@ def is_classifier(tree: Mapping[str, Any]) -> bool:
 
 
 def classifier_config(weights: Path, name: str, said: Description) -> ClassifierConfig:
-    """Of a folder of `transformers` or an ONNX file, and what a description says of it; its word wins.
-    UserError where they leave open what an output means or how pictures go in."""
+    """Of a folder of `transformers` or an ONNX file, and what a description says of it. UserError
+    where they leave open what an output means or how pictures go in."""
     own, size = (None, said.size) if weights.suffix == ONNX else _read_folder(weights)
     classes = _classes(said, own, name)
     if own is not None:

@@ -1,8 +1,5 @@
-"""Vision-language models behind an OpenAI-compatible endpoint: what the YAML file that `--model` names says.
-
-endpoint: http://vllm:8000/v1
-model: Qwen/Qwen2.5-VL-7B-Instruct
-"""
+"""Vision-language models behind an OpenAI-compatible endpoint: what the YAML file that `--model` names says,
+`endpoint: http://vllm:8000/v1` and `model: Qwen/Qwen2.5-VL-7B-Instruct` at least."""
 
 from __future__ import annotations
 
@@ -44,15 +41,10 @@ class Served(BaseModel):
     @property
     def telling(self) -> str:
         """What of it results depend on."""
-        where = {
-            "endpoint",
-            "concurrency",
-            "requests_per_minute",
-            "timeout_s",
-            "retries",
-            "patience_s",
-        }
-        return self.model_dump_json(exclude={*where, "name", "price", "licence"})
+        shown = {"shows", "frames", "size", "crop_margin"}
+        return self.model_dump_json(
+            include={*shown, "model", "revision", "label_set", "temperature"}
+        )
 
 
 class ServedConfig(ModelConfig):

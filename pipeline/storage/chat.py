@@ -28,9 +28,9 @@ _REFUSING = (401, 403, 404)
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """url: base of the API; key: secret; timeout_s: of one request; retries: of a request that failed by
-    itself (too many requests, a server's error, silence); patience_s: for how long an endpoint that is away,
-    or has no time for us, is asked again in any case."""
+    """url: base of the API; key: secret, or empty; timeout_s: of one request; retries: of a request that
+    failed by itself (too many requests, a server's error, silence); patience_s: for how long an endpoint that
+    is away, or has no time for us, is asked again in any case."""
 
     url: str
     model: str
@@ -84,7 +84,7 @@ class ChatEndpoint:
         self._config = config
         self._client = openai.OpenAI(
             base_url=config.url,
-            api_key=config.key,
+            api_key=config.key or "none",  # the client wants one, engines of one's own do not
             max_retries=0,  # ours, so that they are counted and keep to the rate
             # What is sent goes where the user said, and nowhere else.
             http_client=openai.DefaultHttpxClient(follow_redirects=False, timeout=config.timeout_s),
@@ -123,7 +123,8 @@ class ChatEndpoint:
                     ) from None
                 silent = isinstance(error, openai.APIConnectionError)
                 if not silent and status not in _PASSING and (status or 0) < 500:
-                    words = in_a_line(error, 200).replace(config.key, "...")
+                    words = in_a_line(error, 200)
+                    words = words.replace(config.key, "...") if config.key else words
                     raise NoAnswer(f"{type(error).__name__}: {words}") from None
                 away = (silent or status in _AWAY) and not alone
                 patient = away and time.monotonic() - started < config.patience_s
@@ -148,10 +149,16 @@ class ChatEndpoint:
             model=self._config.model, messages=messages, **options
         )
         with asking as response:
-            for part in response.iter_bytes():
-                body += part
-                if time.monotonic() > deadline or len(body) > _LONGEST_BODY:
-                    raise self._openai.APITimeoutError(request=response.http_request)
+            try:
+                for part in response.iter_bytes():
+                    body += part
+                    if time.monotonic() > deadline or len(body) > _LONGEST_BODY:
+                        raise self._openai.APITimeoutError(request=response.http_request)
+            except self._openai.OpenAIError:
+                raise
+            except Exception as error:
+                # Of a body that breaks off the transport's own kinds come out.
+                raise self._openai.APIConnectionError(request=response.http_request) from error
         try:
             told = json.loads(body)
         except ValueError:

@@ -38,12 +38,10 @@ _SIGNING = re.compile(
     re.IGNORECASE,
 )
 """What stands beside the signature of a presigned URL (of S3 and its kin, Google, CloudFront)."""
-_EXPIRING, _EXPIRES = (
-    re.compile("token|md5", re.IGNORECASE),
-    re.compile("md5|expires", re.IGNORECASE),
-)
-_A_FILE = re.compile(r"\.\w{2,4}$")
+_EXPIRING = re.compile("token|md5", re.IGNORECASE)
+_EXPIRES = re.compile("md5|expires", re.IGNORECASE)
 """A token that ends, as content networks give it: with each another end."""
+_A_FILE = re.compile(r"\.\w{2,4}$")
 _AZURE_SIGNING = re.compile(
     "se|sp|sv|sr|st|spr|sip|ss|srt|skoid|sktid|skt|ske|sks|skv", re.IGNORECASE
 )

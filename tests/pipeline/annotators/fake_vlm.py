@@ -12,12 +12,13 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 from emolake.pipeline.faces.encoding import decode_crop
+from tests.local_server import JsonHandler
+
+_TRICKLE = 100  # bytes
 
 
 class FakeVlm(ThreadingHTTPServer):
@@ -30,6 +31,7 @@ class FakeVlm(ThreadingHTTPServer):
         self.mood = "tells"
         self.key: str | None = None
         self.requests: list[dict[str, Any]] = []
+        self.trickled = 0
         self.seen = Counter[str]()
         self.words: tuple[str, dict[str, float]] = ("", {})
         self.at_once = self.most_at_once = 0
@@ -48,14 +50,10 @@ def letter_of(pictures: list[bytes], letters: int) -> int:
     return min(int(decode_crop(pictures[0]).mean() / 256 * letters), letters - 1)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: FakeVlm
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         body = self.rfile.read(int(self.headers["Content-Length"]))
         asked = json.loads(body)
         with self.server.lock:
@@ -74,21 +72,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, asked: dict[str, Any], times: int) -> None:
         mood = self.server.mood
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
-            return self._send(401, {"error": {"message": "who are you?"}})
+            return self.tell({"error": {"message": "who are you?"}}, 401)
         if mood == "limits" and times == 1:
-            return self._send(429, {"error": {"message": "slowly"}}, {"Retry-After": "0.1"})
+            return self.tell({"error": {"message": "slowly"}}, 429, {"Retry-After": "0.1"})
         if mood == "errs" and times == 1:
-            return self._send(500, {"error": {"message": "oops"}})
+            return self.tell({"error": {"message": "oops"}}, 500)
         if mood == "body":
-            return self._send(200, self.server.words[0].encode())
+            return self.tell(self.server.words[0].encode(), 200)
         if mood == "redirects":
-            return self._send(307, {}, {"Location": self.server.words[0]})
+            return self.tell({}, 307, {"Location": self.server.words[0]})
         if mood == "trickles":
             return self._trickle()
+        if mood == "breaks off" and times == 1:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"{")
+            self.wfile.flush()
+            return self.connection.close()
         if mood == "stalls" and times == 1:
             time.sleep(3)
         if mood == "no logprobs" and "logprobs" in asked:
-            return self._send(400, {"error": {"message": "logprobs are not supported"}})
+            return self.tell({"error": {"message": "logprobs are not supported"}}, 400)
         *pictures, text = asked["messages"][0]["content"]
         if "Answer with one letter" not in text["text"]:
             return self._told("The brows are raised. The mouth")
@@ -118,34 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
         told = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        self._send(200, told | {"choices": [choice], "usage": usage})
+        self.tell(told | {"choices": [choice], "usage": usage}, 200)
 
     def _trickle(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", "1000")
+        self.send_header("Content-Length", str(_TRICKLE))
         self.end_headers()
-        for _ in range(100):
+        for _ in range(_TRICKLE):
             self.wfile.write(b" ")
             self.wfile.flush()
+            self.server.trickled += 1
             time.sleep(0.1)
-
-    def _send(self, status: int, told: object, headers: dict[str, str] | None = None) -> None:
-        body = told if isinstance(told, bytes) else json.dumps(told).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@contextmanager
-def serving() -> Iterator[FakeVlm]:
-    server = FakeVlm()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()

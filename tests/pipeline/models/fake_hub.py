@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.local_server import JsonHandler
 
 Files = dict[str, bytes]
 
@@ -40,17 +38,13 @@ class FakeHub(ThreadingHTTPServer):
         return commit
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: FakeHub
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802
         self.do_GET()
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.server.asked += 1
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         api = parts[:2] == ["api", "models"]
@@ -58,28 +52,28 @@ class _Handler(BaseHTTPRequestHandler):
         rest = parts[4:] if api else parts[2:]
         commits = self.server.models.get(name)
         if commits is None:
-            return self._refuse(404, "RepoNotFound")
+            return self.tell(status=404, headers={"X-Error-Code": "RepoNotFound"})
         wanted = rest[1] if len(rest) > 1 else "main"
         commit = list(commits)[-1] if wanted == "main" else wanted
         if commit not in commits:
-            return self._refuse(404, "RevisionNotFound")
+            return self.tell(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         files = commits[commit]
         if api and rest[:1] == ["tree"]:
-            return self._json(
+            return self.tell(
                 [
                     {"type": "file", "path": p, "size": len(d), "oid": _etag(d)}
                     for p, d in files.items()
                 ]
             )
         if api:
-            return self._json(
+            return self.tell(
                 {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
             )
         if name in self.server.gated and "authorization" not in self.headers:
-            return self._refuse(403, "GatedRepo")
+            return self.tell(status=403, headers={"X-Error-Code": "GatedRepo"})
         path = "/".join(rest[2:])
         if path not in files:
-            return self._refuse(404, "EntryNotFound")
+            return self.tell(status=404, headers={"X-Error-Code": "EntryNotFound"})
         return self._file(path, files[path], commit)
 
     def _file(self, path: str, data: bytes, commit: str) -> None:
@@ -104,32 +98,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.server.given[path] += 1
 
-    def _json(self, told: object) -> None:
-        body = json.dumps(told).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
 
 def _etag(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
-
-
-@contextmanager
-def serving() -> Iterator[FakeHub]:
-    server = FakeHub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()

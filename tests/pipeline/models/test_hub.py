@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Emolake, read_rows
+from tests.local_server import running
 from tests.pipeline.annotators.classifiers import vit_folder
-from tests.pipeline.models.fake_hub import FakeHub, Files, serving
+from tests.pipeline.models.fake_hub import FakeHub, Files
 
 NAME = "lab/vit-fer"
 
@@ -29,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture
 def hub(files: Files) -> Iterator[FakeHub]:
-    with serving() as server:
+    with running(FakeHub()) as server:
         server.publish(NAME, files)
         yield server
 
