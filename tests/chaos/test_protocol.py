@@ -103,7 +103,8 @@ class Play:
         self.newest: dict[tuple[str, int, int], int] = {}
         self.whole: dict[str, int] = {}
         self.to_forget: set[str] = set()
-        self._told: tuple[set[str], list[dict]] = (set(), [])
+        self._checked: set[str] = set()
+        self._told: tuple[dict[str, bytes], list[dict]] = ({}, [])
         self._parsed: dict[bytes, pa.Table] = {}
 
     def __call__(self) -> None:
@@ -265,8 +266,9 @@ class Play:
         for actor in self.actors:
             if actor.error is not None and not isinstance(actor.error, allowed):
                 raise actor.error
-        if self.store.objects.keys() == self._told[0]:
+        if self.store.objects.keys() == self._checked:
             return
+        self._checked = set(self.store.objects)
         for row in self.ledger():
             video, _, version = row["video_id"].partition("@")
             if row["standing"] == "stale" or video in self.to_forget:
@@ -286,10 +288,10 @@ class Play:
 
     def ledger(self) -> list[dict]:
         files = {p: d for p, d in self.store.objects.items() if p.startswith("lake/videos/")}
-        if self.store.objects.keys() != self._told[0]:
+        if files != self._told[0]:
             parts = [self.table(data) for data in files.values()]
             rows = ledger_of(pa.concat_tables(parts)).rows.to_pylist() if parts else []
-            self._told = (set(self.store.objects), rows)
+            self._told = (files, rows)
         return self._told[1]
 
     def rows(self, table: str, commit_id: str) -> list[str]:
