@@ -155,6 +155,7 @@ class _Segment:
         self.error: Exception | None = None
         self.seen = False  # by a model
         self._seconds = 0.0
+        self._spent: list[dict[str, Any]] = []
         self.usage = Counter[str]()
         """Of endpoints; what a call took stands with its first row."""
 
@@ -216,6 +217,7 @@ class _Segment:
         seconds: float,
     ) -> None:
         self._seconds += seconds
+        self._spent.append({"model": annotator.name, "windows": len(made), "seconds": seconds})
         for place, annotation in made:
             self.seen = True
             if isinstance(annotation, Exception):
@@ -245,7 +247,8 @@ class _Segment:
             row = failed_segment(row, "model_error", told) | {"tracks": []}
             self._annotations = []
         used = {f"model_{name}": self.usage[name] for name in ENDPOINT_USAGE}
-        return row | used | {"annotations": self._annotations, "annotate_seconds": self._seconds}
+        told = {"annotations": self._annotations, "spent": self._spent}
+        return row | used | told | {"annotate_seconds": self._seconds}
 
 
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:

@@ -146,3 +146,20 @@ def storage_option(parser: Parser) -> None:
         "passed to fsspec, for example endpoint_url=http://host:9000; repeatable",
         "storage_options",
     )
+
+
+def table_options(parser: Parser, **data: Any) -> None:
+    """What `comparison.of_a_table` reads besides `model` and `corruptions`. data: more of its option."""
+    parser.option(
+        "--data",
+        "FILE",
+        "Parquet, CSV or JSONL with label, and image, uri or frames; a file or fsspec URI",
+        **data,
+    )
+    storage_option(parser)
+    parser.option("--label-set", "NAME", "labels asked for (default: model's)")
+    parser.pairs(
+        "--set",
+        "for --data: one option, for example annotator.precision=bfloat16; repeatable",
+        "settings",
+    )

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from emolake.jobs.cli import EXIT_FAILED, tell
-from emolake.jobs.parser import Options, Parser, add_command
+from emolake.jobs.parser import Options, Parser, add_command, table_options
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.models.catalog import (
     CARD,
     CONFIG,
     DEFAULT_MODEL,
     EMBEDDED,
+    about,
     embedded_models,
     model_path,
     model_revision,
     place_of,
     read_config,
-    weight_files,
 )
 from emolake.pipeline.models.config import read_json
+from emolake.pipeline.models.systems import PARTS, system, systems
 
 
 def declare(parser: Parser) -> None:
@@ -32,6 +34,15 @@ def declare(parser: Parser) -> None:
         "name", "NAME", "embedded model, model folder, description of a classifier, or org/name"
     )
     show.calls(show_command, "emolake models show emo-llama-tiny")
+    get = add_command(actions, "get", "fetch a published model, and convert it where it needs that")
+    get.option("name", "NAME", "such as llama-vid-7b; an unknown one lists those that are known")
+    get.flag("--accept-licence", "what is shown without it: the licence of the weights")
+    get.option("--output", "DIR", "new folder for one that is converted (default: NAME)", type=Path)
+    get.option("--source", "PLACE", "own folder, file or org/name instead of the published one")
+    get.option("--base", "PLACE", "likewise, the language model's")
+    get.option("--vision", "PLACE", "likewise, the vision tower's")
+    get.option("--question-tokenizer", "PLACE", "likewise, the Q-Former's tokenizer")
+    get.calls(get_command, "emolake models get llama-vid-7b --accept-licence")
     convert = add_command(actions, "convert", "turn a published checkpoint into a model folder")
     convert.option(
         "source", "SRC", "the published folder or file, or org/name of a hub (so those below)"
@@ -48,6 +59,15 @@ def declare(parser: Parser) -> None:
         convert_command,
         "emolake models convert --family llama-vid llama-vid-7b/ --vision eva_vit_g.pth --output DIR",
     )
+    compare = add_command(
+        actions, "compare", "several models on the same labelled pictures or videos, as one table"
+    )
+    compare.option("model", "M,...", "as `evaluate --model` takes them")
+    table_options(compare, required=True)
+    compare.set_defaults(corruptions=None)
+    compare.calls(
+        compare_command, "emolake models compare emo-llama-tiny,enet_b0.yaml --data faces.parquet"
+    )
     verify = add_command(
         actions, "verify", "compare our arithmetic with a published implementation's golden case"
     )
@@ -62,7 +82,8 @@ def list_command(options: Options) -> int:
         f"revision {model['revision']}  {model['megabytes']:.1f} MB  labels {', '.join(model['labels'])}"
         for model in told
     )
-    return tell(options, told, *lines)
+    published = f"`models get` fetches {', '.join(systems())}"
+    return tell(options, told, *lines, published)
 
 
 def show_command(options: Options) -> int:
@@ -80,15 +101,27 @@ def _about(name: str) -> dict[str, Any]:
 
     folder = model_path(name)
     config = read_config(folder)
-    return {
-        "name": config.name,
+    return about(folder) | {
         "family": config.family,
-        "revision": model_revision(folder),
         "embedded": folder.parent == EMBEDDED,
-        "megabytes": round(sum(f.stat().st_size for f in weight_files(folder)) / 1e6, 2),
         "label_set": config.label_set,
         "labels": list(label_set(config.label_set)),
     }
+
+
+def get_command(options: Options) -> int:
+    found = system(options.name, {part: getattr(options, part) for part in PARTS})
+    if not options.accept_licence:
+        raise UserError(
+            f"models get {options.name}: licence of the weights: {found.licence} ({found.terms}); "
+            "--accept-licence says that you accept it"
+        )
+    from emolake.pipeline.models.getting import get
+
+    folder = get(options.name, found, options.output or Path(options.name))
+    told = about(folder) | {"output": str(folder), "licence": found.licence}
+    model = folder if found.family else found.source
+    return tell(options, told, f"{folder}: revision {told['revision']}; --model {model} runs it")
 
 
 def convert_command(options: Options) -> int:
@@ -104,6 +137,46 @@ def convert_command(options: Options) -> int:
         f"{made.bytes / 1e9:.2f} GB"
     )
     return tell(options, told, line)
+
+
+_HEAD = ("model", "accuracy", "UAR", "ECE", "windows/s", "MB", "licence")
+
+
+def compare_command(options: Options) -> int:
+    from emolake.jobs.comparison import of_a_table, pair_line
+
+    told = of_a_table(options)
+    rows = [_HEAD, tuple("---" for _ in _HEAD), *(_compared(entry) for entry in told["models"])]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
+    lines = [
+        f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |"
+        for row in rows
+    ]
+    n = told["models"][0]["n"]
+    return tell(
+        options,
+        told,
+        *lines,
+        f"{n} samples; intervals hold 95 %; windows/s: of one annotation actor, in this run",
+        *map(pair_line, told["pairs"]),
+    )
+
+
+def _compared(entry: dict[str, Any]) -> tuple[str, ...]:
+    def percent(name: str) -> str:
+        low, high = entry[f"{name}_low"], entry[f"{name}_high"]
+        return f"{100 * entry[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+    model, speed = entry["model"], entry["windows_per_second"]
+    return (
+        model["name"],
+        percent("war"),
+        percent("uar"),
+        f"{entry['ece']:.3f}",
+        f"{speed:.1f}" if speed else "-",
+        f"{model['megabytes']:.1f}" if model["megabytes"] else "-",
+        model["licence"] or "not told",
+    )
 
 
 def verify_command(options: Options) -> int:

@@ -51,7 +51,9 @@ def annotated_table(
         pools = pool_sizes(config.resources)
         faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table))
-        yield from _by_row(made.select_columns(["video_id", "annotations", "reason", "detail"]))
+        yield from _by_row(
+            made.select_columns(["video_id", "annotations", "spent", "reason", "detail"])
+        )
 
 
 def windows_of_table(

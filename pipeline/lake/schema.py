@@ -319,15 +319,18 @@ _annotation = pa.struct(
 ENDPOINT_USAGE = ("requests", "input_tokens", "output_tokens")
 """What models behind an endpoint took."""
 _usage = _columns(*((f"model_{name}", pa.int64()) for name in ENDPOINT_USAGE))
+_spent = pa.struct([("model", pa.string()), ("windows", pa.int32()), ("seconds", pa.float64())])
 
 ANNOTATED_ROW = pa.schema(
     [
         *[f for f in FACES_ROW if f.name not in ("windows", "sound", "cues")],
         pa.field("annotations", pa.list_(_annotation), nullable=False),
         pa.field("annotate_seconds", pa.float64(), nullable=False),
+        pa.field("spent", pa.list_(_spent), nullable=False),
         *_usage,
     ]
 )
+"""spent: the part of annotate_seconds that each model took."""
 
 COMMITTED_ROW = pa.schema(
     [

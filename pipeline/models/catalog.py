@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
 
 from emolake.pipeline.config import read_yaml, validated
 from emolake.pipeline.errors import UserError
@@ -34,7 +37,7 @@ from emolake.pipeline.models.config import (
 )
 from emolake.pipeline.models.served import Served, ServedConfig, served_config
 from emolake.pipeline.storage import hub
-from emolake.pipeline.storage.hub import commit_of, fetched, is_hub_name, plain_name
+from emolake.pipeline.storage.hub import Part, commit_of, fetched, is_hub_name, plain_name
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DEFAULT_MODEL = "emo-llama-tiny"
@@ -92,12 +95,12 @@ def folder_of(name_or_path: str, option: str) -> Path:
     return path
 
 
-def place_of(name_or_path: str) -> Path:
+def place_of(name_or_path: str, part: Part = "published") -> Path:
     """A file or folder, whether it is there or not, or the folder of a hub's model."""
     path = Path(name_or_path).expanduser()
     if path.exists() or not is_hub_name(name_or_path):
         return path
-    return fetched(name_or_path, published=True)
+    return fetched(name_or_path, part)
 
 
 def pinned(name_or_path: str) -> str:
@@ -234,6 +237,38 @@ def model_revision(path: Path) -> str:
 def _add(digest: hashlib._Hash, file: Path) -> None:
     with file.open("rb") as stream:
         digest.update(hashlib.file_digest(stream, "sha256").digest())
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What people are told of a model. megabytes: of its weights, 0 where they lie behind an endpoint;
+    licence: None where neither description nor card names one."""
+    return {
+        "name": read_config(path).name,
+        "revision": model_revision(path),
+        "megabytes": round(sum(file.stat().st_size for file in weight_files(path)) / 1e6, 2),
+        "licence": _licence(path),
+    }
+
+
+def _licence(path: Path) -> str | None:
+    if path.is_file():
+        said = read_description(path)
+        if said.licence is not None or isinstance(said, Served):
+            return said.licence
+        path = _described(path, said)
+    return licence_of_card(path / CARD)
+
+
+def licence_of_card(card: Path) -> str | None:
+    """As the hub reads it from a card's head (`license`, or `license_name` where that says `other`)."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        told = metadata_load(card) or {}
+    except (OSError, ValueError, YAMLError):
+        return None
+    named = told.get("license")
+    return str(told.get("license_name") or named) if named else None
 
 
 def content_of(revision: str) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from emolake.pipeline.errors import UserError, in_a_line
 
@@ -26,6 +28,9 @@ _TORCH = re.compile(r"(pytorch|adapter)_model(-\d+-of-\d+)?\.bin")
 _PUBLISHED = re.compile(r".+\.(bin|pth|pt)")
 _FILES = (".yaml", ".yml", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".json")
 _SHOWN = 12  # hex digits of a commit
+Part = Literal["model", "published", "tokenizer"]
+"""What is taken of a repository: a model's files; torch's of any name too, as systems were published that are
+converted first; or what a tokenizer is read from."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -45,12 +50,9 @@ def pinned(name: str) -> str:
     return f"{name.partition('@')[0]}@{fetched(name).name}"
 
 
-def fetched(name: str, *, published: bool = False) -> Path:
+def fetched(name: str, part: Part = "model") -> Path:
     """The folder of a hub name in this machine's cache, filled where it was not: once a machine, whoever asks
-    at the same time. UserError in one line where the hub has no such model, or does not give it.
-
-    published: torch's files of any name too, as systems were published that are converted first.
-    """
+    at the same time. UserError in one line where the hub has no such model, or does not give it."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"{name!r} is no name of a hub; write org/name or org/name@revision")
@@ -60,14 +62,14 @@ def fetched(name: str, *, published: bool = False) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    if _COMMIT.fullmatch(revision or "") and not published:
+    if _COMMIT.fullmatch(revision or "") and part == "model":
         # What a commit holds stands still: a machine that has all of it asks nobody.
         with suppress(LocalEntryNotFoundError):
             folder = _cached(repo, revision)
             listed = folder.parent.parent / "trees" / f"{folder.name}.json"
             if listed.exists() and any(_is_weights(path.name) for path in folder.iterdir()):
                 return folder
-    return _from_hub(repo, revision, published)
+    return _from_hub(repo, revision, part)
 
 
 def _cached(repo: str, revision: str | None) -> Path:
@@ -106,24 +108,73 @@ def _in_cache(folder: Path) -> bool:
     )
 
 
-def _from_hub(repo: str, revision: str | None, published: bool) -> Path:
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+class _Away(UserError):
+    """The hub gives nothing now; what the cache holds may serve."""
 
-    where = constants.ENDPOINT
+
+def _from_hub(repo: str, revision: str | None, part: Part) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
     try:
-        try:
-            info = HfApi().model_info(repo, revision=revision)
-        except errors.OfflineModeIsEnabled:
-            return _cached(repo, revision)
-        wanted = _wanted([file.rfilename for file in info.siblings or ()], published)
-        if not any(map(_is_weights, wanted)) and not published:
-            raise UserError(f"model {repo} of {where} has no weights as safetensors")
-        listed = snapshot_download(repo, revision=revision, allow_patterns=wanted, dry_run=True)
-        missing = sum(file.file_size or 0 for file in listed if file.will_download)
-        _make_room(repo, missing, Path(constants.HF_HUB_CACHE))
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-        # Somebody may have published a commit since it was listed.
-        return folder if folder.name == info.sha else _from_hub(repo, revision, published)
+        with _telling(repo, revision):
+            found = _listed(repo, revision, part)
+            _make_room(repo, found.missing)
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=found.wanted))
+    except _Away:
+        with suppress(errors.LocalEntryNotFoundError):
+            return _cached(repo, revision)  # as the hub last told it
+        raise
+    # Somebody may have published a commit since it was listed.
+    return folder if folder.name == found.commit else _from_hub(repo, revision, part)
+
+
+def sizes(name: str, part: Part) -> tuple[int, int]:
+    """Bytes that a hub has of it, and how many of them are not in this machine's cache. UserError as
+    `fetched`; while the hub is away, all of it counts as being here."""
+    repo, _, revision = name.partition("@")
+    try:
+        with _telling(repo, revision or None):
+            found = _listed(repo, revision or None, part)
+    except _Away:
+        folder = fetched(name, part)
+        return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()), 0
+    return found.size, found.missing
+
+
+@dataclass(frozen=True)
+class _Listed:
+    commit: str | None
+    wanted: list[str]
+    size: int
+    missing: int
+
+
+def _listed(repo: str, revision: str | None, part: Part) -> _Listed:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(repo, revision=revision)
+    wanted = _wanted([file.rfilename for file in info.siblings or ()], part)
+    if part == "model" and not any(map(_is_weights, wanted)):
+        raise UserError(f"model {repo} of {_where()} has no weights as safetensors")
+    files = snapshot_download(repo, revision=revision, allow_patterns=wanted, dry_run=True)
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    return _Listed(info.sha, wanted, sum(file.file_size or 0 for file in files), missing)
+
+
+def _where() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+@contextmanager
+def _telling(repo: str, revision: str | None) -> Iterator[None]:
+    """UserError in one line for whatever the library raises."""
+    from huggingface_hub import constants, errors
+
+    where = _where()
+    try:
+        yield
     except errors.GatedRepoError:
         raise UserError(
             f"model {repo} of {where} is gated: accept its terms at {where}/{repo} and give a token of yours "
@@ -136,17 +187,15 @@ def _from_hub(repo: str, revision: str | None, published: bool) -> Path:
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"model {repo} of {where} has no revision {revision!r}") from None
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else in_a_line(error, 200)
-        raise UserError(
+        raise _Away(
             f"model {repo} is not in the cache ({constants.HF_HUB_CACHE}), and {offline}"
         ) from None
     except UserError:
         raise
     except Exception as error:  # the library's, its client's and the file system's own kinds
-        with suppress(errors.LocalEntryNotFoundError):
-            return _cached(repo, revision)  # as the hub last told it
-        raise UserError(
+        raise _Away(
             f"model {repo} cannot be fetched from {where}: {in_a_line(error, 200)}; the same command goes on "
             "where it broke off"
         ) from None
@@ -156,26 +205,42 @@ def _is_weights(name: str) -> bool:
     return bool(_SAFE.fullmatch(name) or _TORCH.fullmatch(name))
 
 
-def _wanted(names: Iterable[str], published: bool) -> list[str]:
-    """Of a repository's files those that a model is read from."""
+def _wanted(names: Iterable[str], part: Part) -> list[str]:
+    """Of a repository's files those that are read."""
     own = [name for name in names if "/" not in name]
-    safe = any(map(_SAFE.fullmatch, own))
-    weights = _PUBLISHED if published else _SAFE if safe else _TORCH
-    return [
-        name
-        for name in own
-        if name.endswith(_DESCRIBING) or _SAFE.fullmatch(name) or weights.fullmatch(name)
-    ]
+    describing = [name for name in own if name.endswith(_DESCRIBING)]
+    if part == "tokenizer":
+        return describing
+    safe = {name: found[1] for name in own if (found := _SAFE.fullmatch(name))}
+    if part == "model":
+        return describing + (list(safe) or [name for name in own if _TORCH.fullmatch(name)])
+
+    def again(name: str) -> bool:
+        """Whether safetensors hold the same."""
+        found = _TORCH.fullmatch(name)
+        return (
+            found is not None and ("adapter_" if found[1] == "adapter" else None) in safe.values()
+        )
+
+    others = [name for name in own if _PUBLISHED.fullmatch(name) and not again(name)]
+    return describing + list(safe) + others
 
 
-def _make_room(repo: str, size: int, cache: Path) -> None:
-    """UserError where so many bytes do not fit."""
-    folder = cache
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+def _make_room(repo: str, size: int) -> None:
+    """UserError where so many bytes do not fit into the cache."""
+    from huggingface_hub import constants
+
+    free, folder = room(Path(constants.HF_HUB_CACHE))
     if size > free:
         raise UserError(
             f"model {repo} takes {size / 1e9:.1f} GB more and {folder} has {free / 1e9:.1f} GB left; HF_HOME "
             "names another place for the cache"
         )
+
+
+def room(place: Path) -> tuple[int, Path]:
+    """Bytes left where `place` is or will be, and the folder of it that is there."""
+    folder = place.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free, folder

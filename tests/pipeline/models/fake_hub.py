@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from http.server import ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,7 @@ class FakeHub(ThreadingHTTPServer):
         self.models: dict[str, dict[str, Files]] = {}
         self.gated: set[str] = set()
         self.breaks_off = 0  # so many bodies end half way
+        self.stalls = 0  # so many come to a stop there, and stay open
         self.given = Counter[str]()  # whole bodies, by file
         self.asked = 0
 
@@ -94,6 +96,12 @@ class _Handler(JsonHandler):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             self.connection.close()
+            return
+        if self.server.stalls and len(body) > 100:
+            self.server.stalls -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            time.sleep(20)
             return
         self.wfile.write(body)
         self.server.given[path] += 1

@@ -81,6 +81,16 @@ def test_a_body_that_breaks_off_is_gone_on_with(show, hub: FakeHub) -> None:
     assert hub.breaks_off == 0
 
 
+def test_a_body_that_stalls_is_not_waited_for(show, hub: FakeHub) -> None:
+    hub.stalls = 1
+    done = show(NAME)
+    if done.returncode:
+        assert "goes on where it broke off" in done.stderr
+        done = show(NAME)
+    assert done.returncode == 0, done.stderr
+    assert hub.stalls == 0
+
+
 def test_many_at_once_fetch_it_once(hub: FakeHub, tmp_path: Path) -> None:
     fetching = (
         "import sys; from emolake.pipeline.storage.hub import fetched; print(fetched(sys.argv[1]))"
