@@ -105,12 +105,12 @@ class AnnotationActor:
             flat = [window for of_segment in windows for _, window in of_segment]
             before = Counter(getattr(annotator, "usage", {}))
             told = iter(_annotated(annotator, flat))
-            if rows:
-                rows[0].usage += Counter(getattr(annotator, "usage", {})) - before
+            used: Mapping[str, int] = Counter(getattr(annotator, "usage", {})) - before
             spent = time.monotonic() - started
             for segment, mine in zip(rows, windows, strict=True):
                 made = [(place, next(told)) for place, _ in mine]
-                segment.tell(annotator, made, spent * len(mine) / max(len(flat), 1))
+                segment.tell(annotator, made, spent * len(mine) / max(len(flat), 1), used)
+                used = {}  # what a call took of an endpoint stands with its first row
         for segment in rows:
             self._count(segment)
         return pa.Table.from_pylist([segment.row() for segment in rows], ANNOTATED_ROW)
@@ -156,8 +156,6 @@ class _Segment:
         self.seen = False  # by a model
         self._seconds = 0.0
         self._spent: list[dict[str, Any]] = []
-        self.usage = Counter[str]()
-        """Of endpoints; what a call took stands with its first row."""
 
     def _known(self, track: Mapping[str, Any]) -> dict[str, str]:
         """What is known of a face: what the manifest says, else what was estimated."""
@@ -215,9 +213,11 @@ class _Segment:
         annotator: Annotator,
         made: list[tuple[Place, Annotation | Exception]],
         seconds: float,
+        used: Mapping[str, int],
     ) -> None:
         self._seconds += seconds
-        self._spent.append({"model": annotator.name, "windows": len(made), "seconds": seconds})
+        spent = {"model": annotator.name, "windows": len(made), "seconds": seconds}
+        self._spent.append(spent | {name: used.get(name, 0) for name in ENDPOINT_USAGE})
         for place, annotation in made:
             self.seen = True
             if isinstance(annotation, Exception):
@@ -246,9 +246,8 @@ class _Segment:
             told = f"{type(self.error).__name__}: {in_a_line(self.error, 300)}"
             row = failed_segment(row, "model_error", told) | {"tracks": []}
             self._annotations = []
-        used = {f"model_{name}": self.usage[name] for name in ENDPOINT_USAGE}
-        told = {"annotations": self._annotations, "spent": self._spent}
-        return row | used | told | {"annotate_seconds": self._seconds}
+        made = {"annotations": self._annotations, "spent": self._spent}
+        return row | made | {"annotate_seconds": self._seconds}
 
 
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:

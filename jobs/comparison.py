@@ -11,7 +11,14 @@ import numpy as np
 
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options
-from emolake.jobs.setting import ChosenModel, model_files, names_apart, needs_of, pinned_models
+from emolake.jobs.setting import (
+    ChosenModel,
+    computes_here,
+    model_files,
+    names_apart,
+    needs_of,
+    pinned_models,
+)
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
@@ -21,7 +28,10 @@ from emolake.pipeline.evaluation.scoring import Sample, pairs, scored
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.lake.commit import time_weighted_scores
+from emolake.pipeline.lake.schema import ENDPOINT_USAGE
 from emolake.pipeline.models.catalog import about, model_path
+from emolake.pipeline.models.config import ModelConfig
+from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.files import Storage, parse_options
 
 
@@ -59,7 +69,8 @@ def of_a_table(options: Options) -> dict[str, Any]:
         | {"outside": outside}
         | panel
         | ({"corruptions": spoilt[model.config.name]} if options.corruptions else {})
-        | {"model": about(model_path(name)), "windows_per_second": clean.speed(model.config.name)}
+        | {"model": about(model_path(name))}
+        | clean.told(model.config)
         for name, model in zip(config.models, models, strict=True)
     ]
     return {"models": entries, "pairs": pairs(samples, labels)}
@@ -121,15 +132,28 @@ def labelled_rows(table: LabelledTable, labels: tuple[str, ...]) -> list[Labelle
 
 @dataclass(frozen=True)
 class _Read:
-    """By model, a sample for each row of a table, and what that took: windows, and seconds of an actor."""
+    """By model, a sample for each row of a table, and what that took."""
 
-    samples: dict[str, list[Sample]]
-    windows: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    spent: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
-    def speed(self, model: str) -> float | None:
-        """Windows that one annotation actor reads a second."""
-        return self.windows[model] / self.seconds[model] if self.windows[model] else None
+    def add(self, spent: dict[str, Any]) -> None:
+        """spent: of schema.ANNOTATED_ROW."""
+        so_far = self.spent[spent["model"]]
+        for name in ("windows", "seconds", *ENDPOINT_USAGE):
+            so_far[name] = so_far.get(name, 0) + spent[name]
+
+    def told(self, model: ModelConfig) -> dict[str, Any]:
+        """windows_per_second: of one annotation actor; endpoint: what a model behind one took."""
+        spent = self.spent[model.name]
+        windows = spent.get("windows", 0)
+        told: dict[str, Any] = {
+            "windows_per_second": windows / spent["seconds"] if windows else None
+        }
+        if isinstance(model, ServedConfig) and windows:
+            used = {name: int(spent[name]) for name in ENDPOINT_USAGE}
+            told["endpoint"] = used | {"cost": model.cost(used)}
+        return told
 
 
 def _annotated(
@@ -144,13 +168,13 @@ def _annotated(
     from emolake.jobs.graph.labelled import annotated_table
 
     told: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    read = _Read({})
-    for number, found in annotated_table(table, config, needs, corruption):
+    read = _Read()
+    on_device = computes_here(models, config)
+    for number, found in annotated_table(table, config, needs, corruption, on_device=on_device):
         for window in found["annotations"]:
             told.setdefault((window["model"], number), []).append(window)
         for spent in found["spent"]:
-            read.windows[spent["model"]] += spent["windows"]
-            read.seconds[spent["model"]] += spent["seconds"]
+            read.add(spent)
     for name in (model.config.name for model in models):
         read.samples[name] = [reading(row.sample, told.get((name, row.number), [])) for row in rows]
     return read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -39,8 +39,8 @@ class Tally:
     """Actors of the stages that have a pool of their own."""
     videos: set[str] = field(default_factory=set)
     traffic: Counter[str] = field(default_factory=Counter)
-    endpoint: Counter[str] = field(default_factory=Counter)
-    """What models behind endpoints took."""
+    endpoint: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """What each model behind an endpoint took."""
     driver_before: Traffic = field(default_factory=ours)
     """The driver's own traffic counts from here."""
     first_s: float | None = None
@@ -60,8 +60,8 @@ class Tally:
         self.segments += 1
         for name in ("bytes_read", "bytes_written", "requests"):
             self.traffic[name] += row[name]
-        for name in ENDPOINT_USAGE:
-            self.endpoint[name] += row[f"model_{name}"]
+        for spent in row["spent"] or ():
+            self.endpoint[spent["model"]].update({name: spent[name] for name in ENDPOINT_USAGE})
         self.tracks += row["n_tracks"]
         self.tracks_dropped += row["n_dropped_tracks"]
         self.windows += row["n_windows"]

@@ -113,6 +113,11 @@ def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
     return needs
 
 
+def computes_here(models: tuple[ChosenModel, ...], config: Config) -> bool:
+    """Whether the annotation stage has work for a device of the cluster."""
+    return bool(config.annotator.recognizer) or any(m.config.computes_here for m in models)
+
+
 def read_setting(options: Options) -> Setting:
     """Config, model and output of the common options; UserError for any mistake in them."""
     asked = Asked(options.reprocess, options.retry_failed, _since(options.since))
@@ -168,8 +173,28 @@ def _since(told: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+_MULTIMODAL = frozenset({"emo-llama", "llama-vid", "emola", "emotion-llama"})
+_HEEDED_BY = {
+    "quantize": _MULTIMODAL,
+    "flip": frozenset({"emo-llama", "llama-vid"}),
+    "describe": _MULTIMODAL | {"served"},
+    "read_answer": _MULTIMODAL,
+    "action_units": frozenset({"emola"}),
+}
+
+
+def _refuse_idle_options(config: Config, models: tuple[ChosenModel, ...]) -> None:
+    families = {model.config.family for model in models}
+    for option, heeding in _HEEDED_BY.items():
+        if getattr(config.annotator, option) and not families & heeding:
+            names = ", ".join(model.config.name for model in models)
+            raise UserError(f"annotator.{option} does nothing for {names}; leave it out")
+
+
 def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, str]:
-    """The user's files that the run reads besides models; UserError where one is missing."""
+    """The user's files that the run reads besides models; UserError where one is missing, or an option is set
+    that none of the models heeds."""
+    _refuse_idle_options(config, models)
     files: dict[str, str] = {}
     if config.faces.detector == "retinaface":
         if config.faces.weights is None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, tell
 from emolake.jobs.parser import Options, Parser, input_options, run_id_option
 from emolake.jobs.progress import Progress, Tally
-from emolake.jobs.setting import Setting, read_setting
+from emolake.jobs.setting import Setting, computes_here, read_setting
 from emolake.pipeline.corpus.listing import find_videos, named_uris
 from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import Damaged, JobFailed, UserError, in_a_line
@@ -83,7 +83,8 @@ def run(options: Options) -> int:
             raise JobFailed(str(error)) from None
         finally:
             if sys.exception() is not None:
-                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300))
+                used = _endpoint(setting, progress.tally)
+                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300), used)
             lease.release()
             if sys.exception() is not None:
                 tidy(setting.lake, run_id)
@@ -146,7 +147,8 @@ def _annotate(
         start_ray(setting.config.resources)
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
     try:
-        pools = pool_sizes(setting.config.resources)
+        on_device = computes_here(setting.models, setting.config)
+        pools = pool_sizes(setting.config.resources, on_device=on_device)
         tally = progress.tally
         tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
         if shortage := pools.shortage(ray.cluster_resources().get("CPU", 0.0)):
@@ -225,16 +227,17 @@ def _told_of(plan: Plan, states: Counter[str], tally: Tally, wall_seconds: float
 
 
 def _endpoint(setting: Setting, tally: Tally) -> dict[str, Any]:
-    """What models behind endpoints took, and what it costs where one of them says its price."""
-    served = [m.config.served for m in setting.models if isinstance(m.config, ServedConfig)]
+    """What models behind endpoints took, and what it costs where all of them say their price."""
+    served = [model.config for model in setting.models if isinstance(model.config, ServedConfig)]
     if not served:
         return {}
-    told: dict[str, Any] = {name: tally.endpoint[name] for name in ENDPOINT_USAGE}
-    if len(served) == 1 and served[0].price is not None:
-        read, written = served[0].price
-        cost = told["input_tokens"] * read + told["output_tokens"] * written
-        told["cost"] = round(cost / 1e6, 6)
-    return {"endpoint": told}
+    used = [tally.endpoint[model.name] for model in served]
+    told: dict[str, Any] = {name: sum(of[name] for of in used) for name in ENDPOINT_USAGE}
+    costs = [model.cost(of) for model, of in zip(served, used, strict=True)]
+    known = [cost for cost in costs if cost is not None]
+    return {
+        "endpoint": told | ({"cost": round(sum(known), 6)} if len(known) == len(served) else {})
+    }
 
 
 def _cost(tally: Tally) -> dict[str, float]:

@@ -127,8 +127,12 @@ def get_command(options: Options) -> int:
 def convert_command(options: Options) -> int:
     from emolake.pipeline.models.convert import Sources, convert
 
-    given = (options.source, options.base, options.vision, options.question_tokenizer)
-    sources = Sources(*(place and place_of(place) for place in given))
+    sources = Sources(
+        place_of(options.source),
+        options.base and place_of(options.base),
+        options.vision and place_of(options.vision),
+        options.question_tokenizer and place_of(options.question_tokenizer, "tokenizer"),
+    )
     made = convert(options.family, sources, options.output)
     revision = model_revision(options.output)
     told = {"output": str(options.output), "revision": revision, **asdict(made)}

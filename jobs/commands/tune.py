@@ -16,6 +16,7 @@ from emolake.jobs.parser import Options, Parser
 from emolake.pipeline.config import validated
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.models.catalog import pinned
 
 if TYPE_CHECKING:
     from emolake.pipeline.evaluation.labelled import LabelledTable
@@ -44,6 +45,9 @@ def run(options: Options) -> int:
     named = RECIPES / f"{options.config}.yaml"
     file = named if named.exists() else Path(options.config)
     config = validated(TuneConfig, read_tree(file, options.settings), str(file))
+    if config.start is not None:  # of a hub's model the commit that it has now, for every worker
+        start = config.start.model_copy(update={"model": pinned(config.start.model)})
+        config = config.model_copy(update={"start": start})
     _check(config)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

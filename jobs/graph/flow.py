@@ -32,7 +32,7 @@ from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
-from emolake.pipeline.lake.schema import COMMITTED_ROW, ENDPOINT_USAGE
+from emolake.pipeline.lake.schema import COMMITTED_ROW
 from emolake.pipeline.storage.chat import ENDPOINT_KEY
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.shards import Shards
@@ -120,12 +120,13 @@ class Pools:
         return self.annotate * self.gpus + self.faces * self.face_gpus
 
 
-def pool_sizes(resources: ResourcesConfig) -> Pools:
-    """The pools for the Ray that is running."""
+def pool_sizes(resources: ResourcesConfig, *, on_device: bool = True) -> Pools:
+    """The pools for the Ray that is running. on_device: whether the annotation stage computes there; its GPUs
+    are left to others where it does not."""
     total = ray.cluster_resources()
-    cpus = total.get("CPU", 1.0)
+    cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0) if on_device else 0.0
     faces = int(cpus) if os.environ.get("RAY_ADDRESS") else _default_faces(_cores())
-    return pools_for(resources, cpus, total.get("GPU", 0.0), faces)
+    return pools_for(resources, cpus, gpus, faces)
 
 
 def pools_for(resources: ResourcesConfig, cpus: float, gpus: float, faces: int) -> Pools:
@@ -326,7 +327,7 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
             "face_seconds": row["face_seconds"],
             "annotate_seconds": row["annotate_seconds"],
             "write_seconds": share,
-            **{f"model_{name}": row[f"model_{name}"] for name in ENDPOINT_USAGE},
+            "spent": row["spent"],
             # The commit's own stand with its first segment.
             **{name: (value if k == 0 else 0) + row.get(name, 0) for name, value in spent.items()},
             "problem": problem,

@@ -42,13 +42,18 @@ def running_ray(resources: ResourcesConfig) -> Iterator[None]:
 
 
 def annotated_table(
-    table: LabelledTable, config: Config, needs: Needs, corruption: str | None = None
+    table: LabelledTable,
+    config: Config,
+    needs: Needs,
+    corruption: str | None = None,
+    *,
+    on_device: bool = True,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The row's number and a row of schema.ANNOTATED_ROW, one for each segment of a video and one for a
     picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own. corruption: one of
-    evaluation.corruptions by name, done to the table's pictures first."""
+    evaluation.corruptions by name, done to the pictures first; on_device: as `pool_sizes` takes it."""
     with running_ray(config.resources):
-        pools = pool_sizes(config.resources)
+        pools = pool_sizes(config.resources, on_device=on_device)
         faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table))
         yield from _by_row(

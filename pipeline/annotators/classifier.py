@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emolake.pipeline.annotators.base import Annotation, WindowInput
-from emolake.pipeline.annotators.batches import MicroBatches
+from emolake.pipeline.annotators.batches import CPU_SIZE, MicroBatches
 from emolake.pipeline.annotators.onnx import described_network
 from emolake.pipeline.annotators.pixels import Normaliser
 from emolake.pipeline.config import AnnotatorConfig
@@ -62,8 +62,11 @@ class ClassifierAnnotator:
         self.device = torch.device(device)
         self.labels = label_set(config.label_set or told.label_set)
         self.columns = told.columns(config.label_set)
-        self.batches = MicroBatches(config.micro_batch, self.device)
-        self.network: Network = (_OfOnnx if told.weights.is_file() else _OfFolder)(told, device)
+        of_onnx = told.weights.is_file()
+        # onnxruntime's memory is not torch's to measure.
+        size = config.micro_batch or (CPU_SIZE if of_onnx else None)
+        self.batches = MicroBatches(size, self.device)
+        self.network: Network = (_OfOnnx if of_onnx else _OfFolder)(told, device)
         self._try()
 
     def _try(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -36,12 +37,13 @@ def write_run(lake: Lake, run: dict[str, Any]) -> None:
     write_whole(lake.fs, _path(lake, run["run_id"]), record)
 
 
-def end_run(lake: Lake, run_id: str, error: str) -> None:
-    """Says in its record that a run has failed; best effort, for nothing else can be done by then."""
+def end_run(lake: Lake, run_id: str, error: str, told: Mapping[str, Any]) -> None:
+    """Says in its record that a run has failed, and what is told of it besides; best effort, for nothing else
+    can be done by then."""
     with suppress(OSError, ValueError):
         record = json.loads(lake.fs.cat_file(_path(lake, run_id)))
         if record.get("state") == "running":
-            write_run(lake, record | {"state": "failed", "error": error})
+            write_run(lake, record | {"state": "failed", "error": error} | dict(told))
 
 
 def refuse_other_run(lake: Lake, run_id: str, config_hash: str) -> None:

@@ -318,19 +318,26 @@ _annotation = pa.struct(
 
 ENDPOINT_USAGE = ("requests", "input_tokens", "output_tokens")
 """What models behind an endpoint took."""
-_usage = _columns(*((f"model_{name}", pa.int64()) for name in ENDPOINT_USAGE))
-_spent = pa.struct([("model", pa.string()), ("windows", pa.int32()), ("seconds", pa.float64())])
+_spent = pa.list_(
+    pa.struct(
+        [
+            ("model", pa.string()),
+            ("windows", pa.int32()),
+            ("seconds", pa.float64()),
+            *((name, pa.int64()) for name in ENDPOINT_USAGE),
+        ]
+    )
+)
+"""What each model took of a segment."""
 
 ANNOTATED_ROW = pa.schema(
     [
         *[f for f in FACES_ROW if f.name not in ("windows", "sound", "cues")],
         pa.field("annotations", pa.list_(_annotation), nullable=False),
         pa.field("annotate_seconds", pa.float64(), nullable=False),
-        pa.field("spent", pa.list_(_spent), nullable=False),
-        *_usage,
+        pa.field("spent", _spent, nullable=False),
     ]
 )
-"""spent: the part of annotate_seconds that each model took."""
 
 COMMITTED_ROW = pa.schema(
     [
@@ -353,8 +360,7 @@ COMMITTED_ROW = pa.schema(
             ("bytes_written", pa.int64()),
             ("requests", pa.int64()),
         ),
-        *_usage,
-        *_maybe(("problem", pa.string())),
+        *_maybe(("spent", _spent), ("problem", pa.string())),
     ]
 )
 """What a write task tells the driver of each segment it committed, or why it could not."""

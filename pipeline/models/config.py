@@ -96,6 +96,11 @@ class ModelConfig(_Part):
     trained: bool = True  # False for random weights: a run says that its labels mean nothing
 
     @property
+    def computes_here(self) -> bool:
+        """Whether it takes a device of the cluster; else it runs elsewhere."""
+        return True
+
+    @property
     def needs(self) -> Needs:
         """What the face stage must make for it."""
         raise NotImplementedError

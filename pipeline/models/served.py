@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -59,6 +60,17 @@ class ServedConfig(ModelConfig):
             f"model {self.name} is behind {self.served.endpoint}: up to {self.served.frames} {what} of every "
             "window would be sent there; allow it with --set annotator.send_pictures=true"
         )
+
+    @property
+    def computes_here(self) -> bool:
+        return False
+
+    def cost(self, used: Mapping[str, int]) -> float | None:
+        """Of the tokens used, in the currency of the price; None where none is said."""
+        if self.served.price is None:
+            return None
+        read, written = self.served.price
+        return (used["input_tokens"] * read + used["output_tokens"] * written) / 1e6
 
     @property
     def crop(self) -> CropView:
