@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from emolake.jobs.graph import flow
 from emolake.jobs.graph.flow import Pools, pools_for, segments_that_fit
 from emolake.pipeline.config import Config, DecodeConfig, ResourcesConfig
 from emolake.pipeline.faces.align import CropSpec
@@ -59,6 +60,13 @@ def test_what_is_asked_for_stands_and_the_rest_follows() -> None:
     assert pools_for(half, 32, 4, 32).faces == 22
     asked = ResourcesConfig(face_actors=7, annotation_actors=2)
     assert (pools_for(asked, 10, 4, 10).faces, pools_for(asked, 10, 4, 10).annotate) == (7, 2)
+
+
+def test_a_run_whose_models_are_elsewhere_leaves_the_gpus_to_others(monkeypatch) -> None:
+    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
+    pools = flow.pool_sizes(ResourcesConfig(), on_device=False)
+    assert (pools.annotate, pools.gpus, pools.held_gpus) == (1, 0.0, 0.0)
+    assert flow.pool_sizes(ResourcesConfig()).held_gpus == 8
 
 
 def test_a_call_takes_as_many_segments_as_memory_holds() -> None:

@@ -16,10 +16,12 @@ from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.faces.encoding import encode_crop
 from emolake.pipeline.labels import label_set
+from emolake.pipeline.lake.runs import end_run, write_run
 from emolake.pipeline.models.catalog import model_path, model_revision
 from tests.conftest import Emolake, read_rows
 from tests.local_server import running
 from tests.pipeline.annotators.fake_vlm import FakeVlm
+from tests.pipeline.lake.test_lake import lake_at
 
 LABELS = label_set("fer2013")
 
@@ -30,8 +32,8 @@ def vlm() -> Iterator[FakeVlm]:
         yield server
 
 
-def described(folder: Path, vlm: FakeVlm, **told: object) -> str:
-    path = folder / "vlm.yaml"
+def described(folder: Path, vlm: FakeVlm, file: str = "vlm.yaml", **told: object) -> str:
+    path = folder / file
     fast = {"timeout_s": 1.0, "retries": 2, "patience_s": 0.0, "size": 64}
     path.write_text(yaml.safe_dump({"endpoint": vlm.url, "model": "m"} | fast | told))
     return str(path)
@@ -265,23 +267,53 @@ def test_a_run_through_an_endpoint_tells_what_it_took(
     vlm.key = "planted-right-key"
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").symlink_to(clips / "single_face.mp4")
-    model = described(tmp_path, vlm, price=[1.0, 10.0], timeout_s=30, name="big")
+    big = described(tmp_path, vlm, "big.yaml", price=[1.0, 10.0], timeout_s=30)
+    small = described(tmp_path, vlm, "small.yaml", price=[0.1, 0.5], timeout_s=30, model="n")
     done = emolake(
-        *("annotate", tmp_path / "in", "--output", tmp_path / "out", "--model", model, "--json"),
-        *("--set", "annotator.send_pictures=true"),
+        *("annotate", tmp_path / "in", "--output", tmp_path / "out", "--json"),
+        *("--model", f"{big},{small}", "--set", "annotator.send_pictures=true"),
         env={"OPENAI_API_KEY": "planted-right-key"},
     )
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out", "annotations")
     assert rows
-    assert {row["model"] for row in rows} == {"big"}
+    assert {row["model"] for row in rows} == {"big", "small"}
     assert all(row["confidence"] == pytest.approx(0.7) for row in rows)
     told = json.loads(done.stdout)
     n = len(rows)
-    cost = (100 * n * 1.0 + 2 * n * 10.0) / 1e6
+    cost = n / 2 * (100 * (1.0 + 0.1) + 2 * (10.0 + 0.5)) / 1e6
     assert told["endpoint"] == {
         "requests": n, "input_tokens": 100 * n, "output_tokens": 2 * n, "cost": pytest.approx(cost)
     }  # fmt: skip
     (record,) = (tmp_path / "out" / "_runs").glob("*/run.json")
     assert json.loads(record.read_text())["endpoint"] == told["endpoint"]
     assert "planted" not in record.read_text() + done.stdout + done.stderr
+
+
+def test_the_record_of_a_run_that_fails_tells_what_it_took(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    write_run(lake, {"run_id": "r", "state": "running", "model": "big"})
+    end_run(lake, "r", "the endpoint is away", {"endpoint": {"requests": 3}})
+    (record,) = tmp_path.rglob("run.json")
+    assert json.loads(record.read_text()) == {
+        "run_id": "r", "state": "failed", "model": "big", "error": "the endpoint is away",
+        "endpoint": {"requests": 3},
+    }  # fmt: skip
+
+
+def test_an_evaluation_tells_what_each_endpoint_took(
+    vlm: FakeVlm, tmp_path: Path, capsys, demo_videos: Path
+) -> None:
+    (tmp_path / "t.csv").write_text(f"uri,label\n{demo_videos / 'portrait.mp4'},happy\n")
+    model = described(tmp_path, vlm, price=[1.0, 10.0], timeout_s=30)
+    asked = ["evaluate", "--model", model, "--data", str(tmp_path / "t.csv"), "--json"]
+    assert main([*asked, "--set", "annotator.send_pictures=true"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    n = len(vlm.requests)
+    assert n
+    assert told["endpoint"] == {
+        "requests": n, "input_tokens": 100 * n, "output_tokens": 2 * n,
+        "cost": pytest.approx(120 * n / 1e6),
+    }  # fmt: skip
+    assert told["windows_per_second"] > 0
+    assert told["model"]["megabytes"] == 0
