@@ -1,0 +1,214 @@
+"""`emolake measure`: draw windows, label them, and the archive's shares are known with honest intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emolake.jobs.cli import main
+from emolake.pipeline.lake.commit import commit_segments
+from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
+
+VIDEOS, WINDOWS = 60, 20
+
+
+def truth_of(video: int, window: int) -> str:
+    """Two thirds of the face-time are neutral, a third happy; in the other corpus it is the other way."""
+    happy = (video * 7 + window * 5) % 3 == 0
+    return "happiness" if happy is (video % 2 == 0) else "neutral"
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes half of the neutral faces for sad ones."""
+    folder = tmp_path_factory.mktemp("measured")
+    random = np.random.default_rng(5)
+    rows = []
+    for video in range(VIDEOS):
+        row = segment(f"{video}", windows=WINDOWS, corpus="even" if video % 2 == 0 else "odd")
+        for window, annotation in enumerate(row["annotations"]):
+            said = truth_of(video, window)
+            if said == "neutral" and random.random() < 0.5:
+                said = "sadness"
+            others = dict.fromkeys(("happiness", "neutral", "sadness"), 0.1) | {said: 0.8}
+            annotation |= {"emotion": said, "confidence": 0.8, "scores": list(others.items())}
+        spoken = row["annotations"][0] | {"track_id": -1, "emotion": "anger"}
+        row["annotations"].append(spoken)
+        rows.append(row)
+    commit_segments(lake_at(folder), rows, RUN, no_fence)
+    return folder
+
+
+def measured(capsys, output: Path, *arguments: object) -> list[dict]:
+    assert main(["measure", str(output), *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def labelled(output: Path, file: Path, *arguments: object) -> Path:
+    """An audit as a person fills it in who sees what is there."""
+    assert main(["measure", str(output), "--audit", str(file), *map(str, arguments)]) == 0
+    rows = list(csv.DictReader(file.open()))
+    for row in rows:
+        video = int(Path(row["uri"]).stem)
+        row["label"] = truth_of(video, int(row["window"])).replace("happiness", "Happy")
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def of(entries: list[dict], emotion: str, **group: str) -> dict:
+    wanted = {"emotion": emotion} | group
+    (entry,) = [e for e in entries if all(e[name] == value for name, value in wanted.items())]
+    return entry
+
+
+def test_an_audit_of_a_few_finds_the_shares_that_counting_misses(
+    output: Path, tmp_path: Path, capsys
+) -> None:
+    audit = labelled(output, tmp_path / "audit.csv", "--draw", 200)
+    capsys.readouterr()
+    told = measured(capsys, output, "--labels", audit)
+    neutral, sad = of(told, "neutral"), of(told, "sadness")
+    assert neutral["naive"] < 0.3
+    assert neutral["low"] < 0.5 < neutral["high"]
+    assert neutral["high"] - neutral["low"] < 0.16
+    assert (sad["estimate"], sad["naive"] > 0.2) == (0.0, True)
+    assert (neutral["n_windows"], neutral["n_labels"]) == (VIDEOS * WINDOWS, 200)
+    assert neutral["recall"] == pytest.approx(0.5, abs=0.15)
+    assert (neutral["precision"], sad["precision"]) == (1.0, 0.0)
+    happy = of(told, "happiness")
+    assert happy["worth"] > 2 * happy["n_labels"], "where the model is right it saves labels"
+    assert happy["audit_high"] - happy["audit_low"] > happy["high"] - happy["low"]
+    assert sum(entry["naive"] for entry in told) == pytest.approx(1.0)
+    assert "anger" not in {entry["emotion"] for entry in told}, "what is said has no face"
+
+
+def test_groups_are_measured_apart(output: Path, tmp_path: Path, capsys) -> None:
+    audit = labelled(output, tmp_path / "audit.csv", "--draw", 300)
+    capsys.readouterr()
+    told = measured(capsys, output, "--labels", audit, "--by", "corpus,date")
+    even, odd = (of(told, "neutral", corpus=corpus) for corpus in ("even", "odd"))
+    assert even["low"] < 2 / 3 < even["high"] < 0.8
+    assert 0.2 < odd["low"] < 1 / 3 < odd["high"]
+    assert even["date"] == "2026-01-31"
+    assert even["n_labels"] + odd["n_labels"] == 300
+    assert main(["measure", str(output), "--labels", str(audit), "--by", "corpus"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "corpus"
+    assert any(line.startswith("even") and "neutral" in line for line in lines)
+
+
+def test_without_labels_answers_are_counted_and_said_to_be(output: Path, capsys) -> None:
+    assert main(["measure", str(output), "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert {entry["estimate"] for entry in json.loads(out)} == {None}
+    assert "no labels" in error
+
+
+def test_a_seed_draws_the_same_again_and_more_goes_on_from_there(
+    output: Path, tmp_path: Path
+) -> None:
+    def drawn(name: str, *arguments: str) -> list[dict]:
+        file = tmp_path / name
+        assert main(["measure", str(output), "--audit", str(file), *arguments]) == 0
+        return list(csv.DictReader(file.open()))
+
+    few, more = drawn("a.csv", "--draw", "50"), drawn("b.csv", "--draw", "80")
+    assert more[:50] == few
+    assert drawn("c.csv", "--draw", "50", "--seed", "1") != few
+    assert len({(row["uri"], row["window"]) for row in more}) == 80
+    whole = drawn("d.csv", "--draw", "3", "--unit", "video")
+    assert len(whole) == 3 * WINDOWS
+    assert {row["unit"] for row in whole} == {"video"}
+    assert len({row["uri"] for row in whole}) == 3
+
+
+def test_an_audit_by_videos_counts_videos(output: Path, tmp_path: Path, capsys) -> None:
+    audit = labelled(output, tmp_path / "audit.csv", "--draw", 12, "--unit", "video")
+    capsys.readouterr()
+    neutral = of(measured(capsys, output, "--labels", audit), "neutral")
+    assert neutral["n_labels"] == 12 * WINDOWS
+    assert neutral["low"] < 0.5 < neutral["high"]
+    as_windows = of(measured(capsys, output, "--labels", audit, "--unit", "window"), "neutral")
+    assert (
+        as_windows["audit_high"] - as_windows["audit_low"]
+        < neutral["audit_high"] - neutral["audit_low"]
+    )
+
+
+def test_labels_by_time_with_some_that_say_nothing(output: Path, tmp_path: Path, capsys) -> None:
+    rows = "".join(f"{video}.mp4,{2.0 * w},neutral\n" for video in (0, 1) for w in range(1, 10))
+    (tmp_path / "l.csv").write_text(
+        f"uri,start_s,label\n{rows}0.mp4,22.0,cannot tell\n1.mp4,24.0,not_a_face\n9999.mp4,2.0,fear\n"
+    )
+    assert main(["measure", str(output), "--labels", str(tmp_path / "l.csv"), "--json"]) == 0
+    out, error = capsys.readouterr()
+    neutral = of(json.loads(out), "neutral")
+    assert (neutral["n_labels"], neutral["estimate"]) == (18, 1.0)
+    assert "2 labels say nothing of an emotion, 1 are of windows that are not there" in error
+
+
+def test_two_people_who_differ_are_half_of_each(output: Path, tmp_path: Path, capsys) -> None:
+    rows = "".join(f"{v}.mp4,0,0,3,{label}\n" for v in range(20) for label in ("sad", "fear"))
+    (tmp_path / "l.csv").write_text(f"uri,segment,track_id,window,label\n{rows}")
+    told = measured(capsys, output, "--labels", tmp_path / "l.csv")
+    assert of(told, "fear")["estimate"] == pytest.approx(0.5, abs=0.01)
+    assert of(told, "fear")["naive"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments", "line"),
+    [
+        (
+            "uri,label\n0.mp4,fear\n",
+            (),
+            "must name windows by segment, track_id, window, or start_s",
+        ),
+        ("start_s,label\n0,fear\n", (), "has no column 'uri'"),
+        ("uri,start_s,label\n0.mp4,0,bored\n", (), "'bored' is no label"),
+        ("uri,start_s,label\n0.mp4,,fear\n", (), "row 1 names no window"),
+        ("uri,start_s,label,unit\n0.mp4,0,fear,frame\n", (), "unit must say window or video"),
+        ("uri,start_s,label\n0.mp4,0,fear\n", ("--by", "mood"), "can be measured by video_id, uri"),
+        ("uri,start_s,label\n0.mp4,0,fear\n", ("--by", "bbox"), "can be measured by"),
+        ("uri,start_s,label\n0.mp4,0,fear\n", ("--reading", "x"), "the output has rows of m"),
+        (None, ("--draw", "5"), "--draw N and --audit FILE go together"),
+        (None, ("--draw", "0", "--audit", "{t}/new.csv"), "must be at least 1"),
+        (None, ("--draw", "5", "--audit", "{t}"), "is there already"),
+        (None, ("--labels", "{t}/none.csv"), "does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    output: Path, tmp_path: Path, capsys, table: str | None, arguments: tuple[str, ...], line: str
+) -> None:
+    given = [argument.format(t=tmp_path) for argument in arguments]
+    if table is not None:
+        (tmp_path / "l.csv").write_text(table)
+        given += ["--labels", str(tmp_path / "l.csv")]
+    assert main(["measure", str(output), *given]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_windows_at_one_time_must_be_told_apart(tmp_path: Path, capsys) -> None:
+    row = segment("0", windows=2)
+    row["annotations"] += [a | {"track_id": 1} for a in row["annotations"]]
+    commit_segments(lake_at(tmp_path / "out"), [row], RUN, no_fence)
+    (tmp_path / "l.csv").write_text("uri,start_s,label\n0.mp4,2.0,fear\n")
+    assert main(["measure", str(tmp_path / "out"), "--labels", str(tmp_path / "l.csv")]) == 2
+    assert "has several windows at start_s 2" in capsys.readouterr().err
+
+
+def test_rows_of_several_models_want_one_named(tmp_path: Path, capsys) -> None:
+    row = segment("0", windows=2)
+    row["annotations"] += [a | {"model": "n"} for a in row["annotations"]]
+    commit_segments(lake_at(tmp_path / "out"), [row], RUN, no_fence)
+    assert main(["measure", str(tmp_path / "out")]) == 2
+    assert "rows of m, n; say whose count: --reading NAME" in capsys.readouterr().err
+    assert main(["measure", str(tmp_path / "out"), "--reading", "n"]) == 0
