@@ -125,5 +125,6 @@ def test_too_few_do_not_choose_the_models_weight() -> None:
 def test_lots_are_drawn_by_seed_and_key_alone() -> None:
     keys = [f"video {k}" for k in range(1000)]
     first = sorted(keys, key=lambda key: lot(key, 1))
-    assert sorted(reversed(keys), key=lambda key: lot(key, 1)) == first
+    some = keys[::3]
+    assert sorted(some, key=lambda key: lot(key, 1)) == [key for key in first if key in some]
     assert sorted(keys, key=lambda key: lot(key, 2))[:50] != first[:50]
