@@ -216,7 +216,8 @@ class _Segment:
         used: Mapping[str, int],
     ) -> None:
         self._seconds += seconds
-        spent = {"model": annotator.name, "windows": len(made), "seconds": seconds}
+        answered = sum(not isinstance(annotation, Exception) for _, annotation in made)
+        spent = {"model": annotator.name, "windows": answered, "seconds": seconds}
         self._spent.append(spent | {name: used.get(name, 0) for name in ENDPOINT_USAGE})
         for place, annotation in made:
             self.seen = True

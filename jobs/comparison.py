@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,15 +39,17 @@ def of_a_table(options: Options) -> dict[str, Any]:
     """Each model on the same labelled media, through the stages of the main job: `models`, an entry each,
     and `pairs` of them."""
     corruptions = _corruptions(options.corruptions)
+    storage = Storage(parse_options(options.storage_options))
+    table = LabelledTable.read(options.data, storage)
     config = pinned_models(_config(options))
     models = tuple(ChosenModel.of(name) for name in config.models)
     labels = labels_asked(options, models)
     names_apart(models)
     model_files(config, models)
     needs = needs_of(models, config)
-    storage = Storage(parse_options(options.storage_options))
-    table = LabelledTable.read(options.data, storage)
     rows = labelled_rows(table, labels)
+    named = zip(config.models, models, strict=True)
+    told_of = {model.config.name: about(model_path(name)) for name, model in named}
     from emolake.jobs.graph.labelled import running_ray  # Ray; scoring an output does without
 
     read: dict[str | None, _Read] = {}
@@ -69,9 +71,10 @@ def of_a_table(options: Options) -> dict[str, Any]:
         | {"outside": outside}
         | panel
         | ({"corruptions": spoilt[model.config.name]} if options.corruptions else {})
-        | {"model": about(model_path(name))}
-        | clean.told(model.config)
-        for name, model in zip(config.models, models, strict=True)
+        | {"model": told_of[model.config.name]}
+        | clean.speed(model.config)
+        | _endpoint(model.config, (clean, *read.values()))
+        for model in models
     ]
     return {"models": entries, "pairs": pairs(samples, labels)}
 
@@ -143,17 +146,22 @@ class _Read:
         for name in ("windows", "seconds", *ENDPOINT_USAGE):
             so_far[name] = so_far.get(name, 0) + spent[name]
 
-    def told(self, model: ModelConfig) -> dict[str, Any]:
-        """windows_per_second: of one annotation actor; endpoint: what a model behind one took."""
+    def speed(self, model: ModelConfig) -> dict[str, Any]:
+        """windows_per_second: of one annotation actor."""
         spent = self.spent[model.name]
         windows = spent.get("windows", 0)
-        told: dict[str, Any] = {
-            "windows_per_second": windows / spent["seconds"] if windows else None
-        }
-        if isinstance(model, ServedConfig) and windows:
-            used = {name: int(spent[name]) for name in ENDPOINT_USAGE}
-            told["endpoint"] = used | {"cost": model.cost(used)}
-        return told
+        return {"windows_per_second": windows / spent["seconds"] if windows else None}
+
+
+def _endpoint(model: ModelConfig, passes: Collection[_Read]) -> dict[str, Any]:
+    """What a model behind an endpoint took in all."""
+    if not isinstance(model, ServedConfig):
+        return {}
+    used = {
+        name: sum(int(one.spent[model.name].get(name, 0)) for one in passes)
+        for name in ENDPOINT_USAGE
+    }
+    return {"endpoint": used | {"cost": model.cost(used)}}
 
 
 def _annotated(

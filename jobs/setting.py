@@ -115,7 +115,8 @@ def needs_of(models: tuple[ChosenModel, ...], config: Config) -> Needs:
 
 def computes_here(models: tuple[ChosenModel, ...], config: Config) -> bool:
     """Whether the annotation stage has work for a device of the cluster."""
-    return bool(config.annotator.recognizer) or any(m.config.computes_here for m in models)
+    hears = bool(config.annotator.recognizer) and needs_of(models, config).transcript
+    return hears or any(model.config.computes_here for model in models)
 
 
 def read_setting(options: Options) -> Setting:

@@ -8,7 +8,7 @@ from typing import Any
 
 from emolake.jobs.cli import EXIT_FAILED, tell
 from emolake.jobs.parser import Options, Parser, add_command, table_options
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.catalog import (
     CARD,
     CONFIG,
@@ -111,6 +111,8 @@ def _about(name: str) -> dict[str, Any]:
 
 def get_command(options: Options) -> int:
     found = system(options.name, {part: getattr(options, part) for part in PARTS})
+    if options.output is not None and found.family is None:
+        raise UserError(f"models get {options.name} is no conversion: leave --output out")
     if not options.accept_licence:
         raise UserError(
             f"models get {options.name}: licence of the weights: {found.licence} ({found.terms}); "
@@ -143,7 +145,7 @@ def convert_command(options: Options) -> int:
     return tell(options, told, line)
 
 
-_HEAD = ("model", "accuracy", "UAR", "ECE", "windows/s", "MB", "licence")
+_HEAD = ("model", "n", "accuracy", "UAR", "ECE", "windows/s", "MB", "licence")
 
 
 def compare_command(options: Options) -> int:
@@ -156,12 +158,11 @@ def compare_command(options: Options) -> int:
         f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |"
         for row in rows
     ]
-    n = told["models"][0]["n"]
     return tell(
         options,
         told,
         *lines,
-        f"{n} samples; intervals hold 95 %; windows/s: of one annotation actor, in this run",
+        "n: samples with a reading; intervals hold 95 %; windows/s: of one annotation actor, in this run",
         *map(pair_line, told["pairs"]),
     )
 
@@ -172,15 +173,17 @@ def _compared(entry: dict[str, Any]) -> tuple[str, ...]:
         return f"{100 * entry[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
     model, speed = entry["model"], entry["windows_per_second"]
-    return (
+    cells = (
         model["name"],
+        str(entry["n"]),
         percent("war"),
         percent("uar"),
         f"{entry['ece']:.3f}",
-        f"{speed:.1f}" if speed else "-",
-        f"{model['megabytes']:.1f}" if model["megabytes"] else "-",
+        f"{speed:.3g}" if speed else "-",
+        f"{model['megabytes']:.3g}" if model["megabytes"] else "-",
         model["licence"] or "not told",
     )
+    return tuple(in_a_line(cell).replace("|", "/") for cell in cells)
 
 
 def verify_command(options: Options) -> int:

@@ -121,8 +121,8 @@ class Pools:
 
 
 def pool_sizes(resources: ResourcesConfig, *, on_device: bool = True) -> Pools:
-    """The pools for the Ray that is running. on_device: whether the annotation stage computes there; its GPUs
-    are left to others where it does not."""
+    """The pools for the Ray that is running. on_device: whether the annotation stage computes there; unless
+    GPUs are asked for, it leaves them to others where it does not."""
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0) if on_device else 0.0
     faces = int(cpus) if os.environ.get("RAY_ADDRESS") else _default_faces(_cores())

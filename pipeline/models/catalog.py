@@ -16,7 +16,7 @@ from typing import Any
 from yaml import YAMLError
 
 from emolake.pipeline.config import read_yaml, validated
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.models.classifier import (
     DESCRIPTIONS,
     ONNX,
@@ -186,7 +186,7 @@ def weight_files(path: Path) -> list[Path]:
         if isinstance(said, Served):
             return []
         weights = _described(path, said)
-        return [weights] if weights.is_file() else weight_files(weights)
+        return [weights, *external_data(weights)] if weights.is_file() else weight_files(weights)
     folder = path
     for whole, index in ((WEIGHTS, INDEX), _TORCH):
         if (folder / index).exists():
@@ -221,7 +221,7 @@ def model_revision(path: Path) -> str:
         told = config.model_dump_json(exclude={"name", "weights"}, exclude_defaults=True)
         digest.update(told.encode())
     if folder.is_file():
-        for file in (folder, *external_data(folder)):
+        for file in weight_files(path):
             _add(digest, file)
         return digest.hexdigest()[:12]
     tree = read_json(folder / CONFIG)
@@ -268,7 +268,11 @@ def licence_of_card(card: Path) -> str | None:
     except (OSError, ValueError, YAMLError):
         return None
     named = told.get("license")
-    return str(told.get("license_name") or named) if named else None
+    if named == "other":
+        named = told.get("license_name") or named
+    names = named if isinstance(named, list) else [named] if named else []
+    line = in_a_line(", ".join(map(str, names)), 100)
+    return "".join(filter(str.isprintable, line)) or None
 
 
 def content_of(revision: str) -> str:

@@ -8,13 +8,17 @@ and refuses the conversion before a file is written.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,8 +33,8 @@ from emolake.pipeline.storage.hub import plain_name
 from emolake.pipeline.storage.weights import check_fit, empty_parameters
 
 _SHARD_BYTES = 1 << 30
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_KINDS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+_SINGLE = (".pth", ".pt", ".bin", ".safetensors")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -56,11 +60,23 @@ class Converted:
     bytes: int
 
 
-def convert(family: str, sources: Sources, output: Path) -> Converted:
-    """Writes a model folder. UserError for sources that are not of the family's layout, or an output
-    that is there already."""
+def check_output(output: Path) -> None:
+    """UserError where no new folder can be made."""
     if output.exists():
         raise UserError(f"--output {output} is there already; name a new folder")
+    above = output.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--output {output} cannot be made: {above} is no folder to write to")
+
+
+def convert(
+    family: str, sources: Sources, output: Path, name: str | None = None, licence: str | None = None
+) -> Converted:
+    """Writes a model folder. name: the model's, by default made of the source's; licence: as its card shall
+    tell it. UserError for sources that are not of the family's layout, or an output that cannot be."""
+    check_output(output)
     layout = PUBLISHED[family]
     folder = sources.base or sources.main
     published = read_json(folder / CONFIG)
@@ -70,26 +86,43 @@ def convert(family: str, sources: Sources, output: Path) -> Converted:
     shapes = {name: tensor.to("meta") for file in files for name, tensor in read_file(file).items()}
     shapes |= {name: tensor.to("meta") for name, tensor in side.items()}
     config: ModelConfig = layout.config(published, {k: tuple(v.shape) for k, v in shapes.items()})
-    config = config.model_copy(update={"name": f"{family}-{Path(plain_name(sources.main)).stem}"})
+    name = name or f"{family}-{Path(plain_name(sources.main)).stem}"
+    config = config.model_copy(update={"name": name})
     fitting = layout.rename(shapes, config)
     with empty_parameters():
         check_fit(layout.network(config), {k: tuple(v.shape) for k, v in fitting.items()})
-    aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with _made_aside(output) as aside:
         _write_tokenizers(sources, folder, aside)
         (aside / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
-        (aside / CARD).write_text(_card(family, sources, config))
+        (aside / CARD).write_text(_card(family, sources, config, licence))
         renamed = (layout.rename(part, config) for part in _parts(files, side))
         written = _write_shards(renamed, aside)
         if written.tensors != len(fitting):
             raise RuntimeError(f"{written.tensors} of {len(fitting)} tensors were written")
+    return written
+
+
+@contextmanager
+def _made_aside(output: Path) -> Iterator[Path]:
+    """A folder that becomes `output` when all is in it. UserError where somebody else is making that one."""
+    aside = output.with_name(f".{output.name}.partial")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{aside}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"--output {output} is being written by another process") from None
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+        aside.mkdir()
+        yield aside
         aside.rename(output)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return written
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _parts(files: list[Path], side: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -123,7 +156,8 @@ def _parts_of(family: str, sources: Sources) -> tuple[list[Path], dict[str, Tens
         width = next((t.shape[-1] for n, t in tower.items() if n.endswith("cls_token")), 0)
         # MiniGPT-v2 keeps this norm as it is made, and publishes it with some checkpoints only.
         norm = {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}
-        trained = {n.removeprefix(WRAPPED): t for n, t in read_file(sources.main).items()}
+        (main,) = weight_files_of(sources.main)[:1]
+        trained = {n.removeprefix(WRAPPED): t for n, t in read_file(main).items()}
         return weight_files_of(base), tower | norm | trained
     tower = _tower(sources, "model.vision_tower.vision_tower.")
     tower = {n: t for n, t in tower.items() if ".vision_model." in n}  # CLIP's text side stays
@@ -158,17 +192,21 @@ def _tower(sources: Sources, prefix: str) -> dict[str, Tensor]:
 
 
 def weight_files_of(path: Path) -> list[Path]:
-    """A checkpoint file, or a folder's: whole, or the shards that its index names."""
+    """A checkpoint file, or a folder's: whole, the shards that its index names, or the one file that it has.
+    UserError where it has none, or several."""
     if path.is_file():
         return [path]
-    for name in _INDICES:
-        if (path / name).exists():
-            names = set(read_json(path / name).get("weight_map", {}).values())
+    for whole, index in _KINDS:
+        if (path / index).exists():
+            names = set(read_json(path / index).get("weight_map", {}).values())
             return [path / file for file in sorted(names)]
-    for name in _WHOLE:
-        if (path / name).exists():
-            return [path / name]
-    raise UserError(f"{path} holds no checkpoint ({', '.join((*_INDICES, *_WHOLE))})")
+        if (path / whole).exists():
+            return [path / whole]
+    single = [file for file in path.glob("*") if file.suffix in _SINGLE]
+    if len(single) == 1:
+        return single
+    known = ", ".join(name for kind in _KINDS for name in kind)
+    raise UserError(f"{path} holds no checkpoint ({known}, or a single file of another name)")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -244,8 +282,9 @@ def _write_tokenizer(source: Path, target: Path) -> None:
         ) from None
 
 
-def _card(family: str, sources: Sources, config: ModelConfig) -> str:
-    return (
-        f"# {config.name}\n\nConverted from {sources.main.name} ({family}) by `emolake models convert`; "
-        "the licence and the limits are those of the published weights.\n"
+def _card(family: str, sources: Sources, config: ModelConfig, licence: str | None) -> str:
+    head = yaml.safe_dump({"license": "other", "license_name": licence}) if licence else ""
+    return (f"---\n{head}---\n" if head else "") + (
+        f"# {config.name}\n\nConverted from {plain_name(sources.main)} ({family}) by `emolake models "
+        "convert`; the licence and the limits are those of the published weights.\n"
     )

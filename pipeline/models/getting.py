@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.models.catalog import place_of
-from emolake.pipeline.models.convert import Sources, convert
+from emolake.pipeline.models.convert import Sources, check_output, convert, weight_files_of
 from emolake.pipeline.models.systems import PARTS, System
 from emolake.pipeline.storage import downloads, hub
-from emolake.pipeline.storage.downloads import is_address
 from emolake.pipeline.storage.hub import Part, room
 
 
@@ -21,20 +22,22 @@ class _Lying:
     place: str
     part: Part
 
-    def sizes(self) -> tuple[int, int]:
-        """Bytes that it has, and how many of them have to come."""
-        if is_address(self.place):
-            return downloads.sizes(self.place)
+    def sizes(self) -> tuple[int, int, Path]:
+        """Bytes of its weights, how many have to come, and where to. UserError where it is nowhere."""
+        if downloads.is_address(self.place):
+            return (*downloads.sizes(self.place), downloads.cache())
         path = Path(self.place).expanduser()
         if not path.exists() and hub.is_hub_name(self.place):
-            return hub.sizes(self.place, self.part)
+            return (*hub.sizes(self.place, self.part), hub.cache())
         if not path.exists():
             raise UserError(f"{self.place} is neither a file or folder here nor a hub's name")
-        files = path.rglob("*") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files if file.is_file()), 0
+        files: list[Path] = []
+        with suppress(UserError):  # the conversion says what is missing
+            files = weight_files_of(path)
+        return sum(file.stat().st_size for file in files if file.exists()), 0, path
 
     def bring(self) -> Path:
-        if is_address(self.place):
+        if downloads.is_address(self.place):
             return downloads.downloaded(self.place)
         return place_of(self.place, self.part)
 
@@ -44,9 +47,10 @@ def get(name: str, found: System, output: Path) -> Path:
     hub's in the cache. UserError where they do not fit on the disk, before any comes."""
     assert found.source is not None
     if found.family is None:
+        if downloads.is_address(found.source):
+            raise UserError(f"models get {name}: --source takes a folder or org/name, no address")
         return place_of(found.source, "model")
-    if output.exists():
-        raise UserError(f"--output {output} is there already; name a new folder")
+    check_output(output)
     parts = {
         option: _Lying(place, "tokenizer" if option == "question_tokenizer" else "published")
         for option in PARTS
@@ -55,21 +59,23 @@ def get(name: str, found: System, output: Path) -> Path:
     _make_room(name, list(parts.values()), output)
     places = {option: part.bring() for option, part in parts.items()}
     sources = Sources(places["source"], *(places.get(option) for option in PARTS[1:]))
-    convert(found.family, sources, output)
+    convert(found.family, sources, output, name, found.licence)
     return output
 
 
 def _make_room(name: str, parts: list[_Lying], output: Path) -> None:
     told = [part.sizes() for part in parts]
-    made, missing = sum(whole for whole, _ in told), sum(left for _, left in told)
-    cache, at = room(downloads.cache_folder())
-    own, there = room(output)
-    same = at.stat().st_dev == there.stat().st_dev
-    for size, free, place in (
-        [(made + missing, own, there)] if same else [(missing, cache, at), (made, own, there)]
-    ):
+    wanted = Counter[int]()
+    at: dict[int, tuple[int, Path]] = {}
+    for size, place in [(sum(whole for whole, _, _ in told), output), *(t[1:] for t in told)]:
+        free, folder = room(place)
+        device = folder.stat().st_dev
+        wanted[device] += size
+        at.setdefault(device, (free, folder))
+    for device, size in wanted.items():
+        free, folder = at[device]
         if size > free:
             raise UserError(
-                f"models get {name} takes {size / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB left; "
+                f"models get {name} takes {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB left; "
                 "HF_HOME and --output name other places"
             )

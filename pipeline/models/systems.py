@@ -43,6 +43,12 @@ def system(name: str, own: Mapping[str, str | None]) -> System:
     if name not in systems():
         raise UserError(f"models get {name}: known are {', '.join(systems())}")
     found = systems()[name].model_copy(update={part: at for part, at in own.items() if at})
+    if found.family is None:
+        for part, at in own.items():
+            if at and part != "source":
+                raise UserError(
+                    f"models get {name} is no conversion: leave --{part.replace('_', '-')} out"
+                )
     if found.source is None:
         raise UserError(f"models get {name}: name with --source {found.asked}")
     return found

@@ -1,21 +1,25 @@
 """Files of the net by their address, in this machine's cache beside the hub's; by huggingface_hub's own
-client, which goes on where a body broke off. No token goes along."""
+client, which goes on where a body broke off or stalled. No token goes along."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.storage.files import PARTIAL_SUFFIX
+from emolake.pipeline.storage.hub import no_bars_in_files
 
 
 def is_address(place: str) -> bool:
     return place.startswith(("https://", "http://"))
 
 
-def cache_folder() -> Path:
+def cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "emolake"
@@ -26,51 +30,65 @@ def sizes(url: str) -> tuple[int, int]:
     target = _kept(url)
     if target.exists():
         return target.stat().st_size, 0
-    size, partial = _size(url), _partial(target)
-    return size, size - (partial.stat().st_size if partial.exists() else 0)
+    with _telling(url):
+        size = _size(url)
+    return size, size
 
 
 def downloaded(url: str) -> Path:
-    """The file, fetched once a machine, whoever asks at the same time; UserError in one line."""
-    from filelock import FileLock
+    """The file, whole; UserError in one line."""
     from huggingface_hub.file_download import http_get
 
     target = _kept(url)
-    partial = _partial(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.exists():
-            return target
-        with _telling(url), partial.open("ab") as out:
-            http_get(url, out, resume_size=out.tell(), expected_size=_size(url))
-        return partial.rename(target)
+    if target.exists():
+        return target
+    partial = target.with_name(f"{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    with _telling(url):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as out:
+                http_get(url, out, expected_size=_size(url), displayed_filename=target.name)
+            partial.replace(target)  # whoever is last: they hold the same
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
 
 
 def _kept(url: str) -> Path:
-    return cache_folder() / url.rpartition("/")[2]
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(target.name + PARTIAL_SUFFIX)
+    """An address has a place of its own, whatever the last part of its name."""
+    name = Path(unquote(urlsplit(url).path)).name
+    if not name:
+        raise UserError(f"{_shown(url)} names no file")
+    return cache() / hashlib.sha256(url.encode()).hexdigest()[:16] / name[-100:]
 
 
 def _size(url: str) -> int:
-    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    with _telling(url):
-        size = get_hf_file_metadata(url, token=False).size
-    if size is None:
-        raise UserError(f"{url} cannot be fetched: its server does not tell how large it is")
-    return size
+    answer = get_session().head(
+        url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"}
+    )
+    hf_raise_for_status(answer)
+    return int(answer.headers["Content-Length"])
+
+
+def _shown(url: str) -> str:
+    """Without what may be secret of it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"
 
 
 @contextmanager
 def _telling(url: str) -> Iterator[None]:
+    no_bars_in_files()
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the library's, its client's and the file system's own kinds
+    except KeyError:
         raise UserError(
-            f"{url} cannot be fetched: {in_a_line(error, 200)}; the same command goes on where it broke off"
+            f"{_shown(url)} cannot be fetched: its server does not tell how large it is"
         ) from None
+    except Exception as error:  # the library's, its client's and the file system's own kinds
+        told = in_a_line(error, 200).replace(url, _shown(url))
+        raise UserError(f"{_shown(url)} cannot be fetched: {told}") from None

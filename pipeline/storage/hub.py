@@ -57,34 +57,33 @@ def fetched(name: str, part: Part = "model") -> Path:
     if match is None:
         raise UserError(f"{name!r} is no name of a hub; write org/name or org/name@revision")
     repo, revision = match["repo"], match["revision"]
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    if _COMMIT.fullmatch(revision or "") and part == "model":
+    if _COMMIT.fullmatch(revision or ""):
         # What a commit holds stands still: a machine that has all of it asks nobody.
-        with suppress(LocalEntryNotFoundError):
-            folder = _cached(repo, revision)
-            listed = folder.parent.parent / "trees" / f"{folder.name}.json"
-            if listed.exists() and any(_is_weights(path.name) for path in folder.iterdir()):
-                return folder
+        with suppress(LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
+            return _cached(repo, revision, part, known=True)
     return _from_hub(repo, revision, part)
 
 
-def _cached(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+def _cached(repo: str, revision: str | None, part: Part, *, known: bool = False) -> Path:
+    """The folder in the cache, with all of the part; known: only where it is known what that is."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-    parts = [f"*{end}" for end in (*_DESCRIBING, ".safetensors")]
+    try:
+        there = get_cached_repo_tree(repo, revision=revision)
+        wanted = _wanted([file.path for file in there], part)
+    except CachedRepoTreeNotFoundError:
+        if known:
+            raise
+        wanted = [f"*{end}" for end in (*_DESCRIBING, ".safetensors")]
     return Path(
         snapshot_download(
-            repo,
-            revision=revision,
-            local_files_only=True,
-            allow_patterns=parts,
-            ignore_patterns=["*/*", "model.*-*"],  # such as model.fp32-00001-of-00002.safetensors
+            repo, revision=revision, local_files_only=True, allow_patterns=wanted,
+            ignore_patterns=["*/*"],
         )
-    )
+    )  # fmt: skip
 
 
 def commit_of(folder: Path) -> str | None:
@@ -122,7 +121,7 @@ def _from_hub(repo: str, revision: str | None, part: Part) -> Path:
             folder = Path(snapshot_download(repo, revision=revision, allow_patterns=found.wanted))
     except _Away:
         with suppress(errors.LocalEntryNotFoundError):
-            return _cached(repo, revision)  # as the hub last told it
+            return _cached(repo, revision, part)  # as the hub last told it
         raise
     # Somebody may have published a commit since it was listed.
     return folder if folder.name == found.commit else _from_hub(repo, revision, part)
@@ -152,6 +151,7 @@ class _Listed:
 def _listed(repo: str, revision: str | None, part: Part) -> _Listed:
     from huggingface_hub import HfApi, snapshot_download
 
+    no_bars_in_files()
     info = HfApi().model_info(repo, revision=revision)
     wanted = _wanted([file.rfilename for file in info.siblings or ()], part)
     if part == "model" and not any(map(_is_weights, wanted)):
@@ -159,6 +159,14 @@ def _listed(repo: str, revision: str | None, part: Part) -> _Listed:
     files = snapshot_download(repo, revision=revision, allow_patterns=wanted, dry_run=True)
     missing = sum(file.file_size or 0 for file in files if file.will_download)
     return _Listed(info.sha, wanted, sum(file.file_size or 0 for file in files), missing)
+
+
+def no_bars_in_files() -> None:
+    """The library shows progress on standard error, whatever that is."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _where() -> str:
@@ -228,14 +236,18 @@ def _wanted(names: Iterable[str], part: Part) -> list[str]:
 
 def _make_room(repo: str, size: int) -> None:
     """UserError where so many bytes do not fit into the cache."""
-    from huggingface_hub import constants
-
-    free, folder = room(Path(constants.HF_HUB_CACHE))
+    free, folder = room(cache())
     if size > free:
         raise UserError(
             f"model {repo} takes {size / 1e9:.1f} GB more and {folder} has {free / 1e9:.1f} GB left; HF_HOME "
             "names another place for the cache"
         )
+
+
+def cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def room(place: Path) -> tuple[int, Path]:

@@ -63,7 +63,7 @@ def test_compare_prints_a_table(models: str, faces: Path, capsys) -> None:
     assert main(["models", "compare", models.split(",", 1)[1], "--data", str(faces)]) == 0
     head, rule, *rows = capsys.readouterr().out.splitlines()[:4]
     cells = [cell.strip() for cell in head.strip("|").split("|")]
-    assert cells == ["model", "accuracy", "UAR", "ECE", "windows/s", "MB", "licence"]
+    assert cells == ["model", "n", "accuracy", "UAR", "ECE", "windows/s", "MB", "licence"]
     assert set(rule) <= set("|- ")
     assert [row.split()[1] for row in rows] == ["resnet-fer", "means"]
     assert rows[1].endswith(f"| {LICENCE} |")
