@@ -192,8 +192,10 @@ def _gather(
     wanted = pa.array(list(said.windows), pa.string())
     name = pc.replace_substring_regex(table["uri"], r"^.*/", "")
     maybe = pc.or_(pc.is_in(table["uri"], wanted), pc.is_in(name, wanted))
-    places = np.flatnonzero(maybe.to_numpy(zero_copy_only=False))
-    for place, row in zip(places, table.take(pa.array(places)).to_pylist(), strict=True):
+    places = np.flatnonzero(maybe.to_numpy(zero_copy_only=False)).tolist()
+    for place, row in zip(
+        places, table.take(pa.array(places, pa.int64())).to_pylist(), strict=True
+    ):
         if labels := said.of(row):
             counted[groups[place]].labelled.append((row, labels))
 

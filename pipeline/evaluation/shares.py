@@ -39,7 +39,8 @@ class Audit:
 
     def sums(self, values: Vector) -> Vector:
         """(U,)"""
-        return np.bincount(self.unit, self.seconds * values)
+        summed: Vector = np.bincount(self.unit, self.seconds * values).astype(np.float64)
+        return summed
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def share(audit: Audit, guessed: float, units: int, *, listen: bool = True) -> S
         return _unanimous(drawn, truth.sum() > 0)
     if drawn < FEWEST or not listen:
         guess = np.zeros_like(guess)
-    whole = _estimated(*_products(truth, guess, seconds), guessed)
-    left_out = _estimated(*_products(truth, guess, seconds, without_each=True), guessed)
+    whole = _estimated(guessed, *_products(truth, guess, seconds))
+    left_out = _estimated(guessed, *_products(truth, guess, seconds, without_each=True))
     variance = (drawn - 1) / drawn * float(np.square(left_out - left_out.mean()).sum())
     error = math.sqrt(variance * (1 - drawn / max(units, drawn)))
     return _on_log_odds(float(whole), error, drawn)
@@ -82,9 +83,8 @@ def _products(
 
 
 def _estimated(
-    truth: Vector, guess: Vector, seconds: Vector,
+    guessed: float, truth: Vector, guess: Vector, seconds: Vector,
     guess2: Vector, guess_seconds: Vector, seconds2: Vector, both: Vector, truth_seconds: Vector,
-    guessed: float,
 ) -> Vector:  # fmt: skip
     """The regression estimator; the model's weight is that of the least residual, from 0 to 1."""
     y, f = truth / seconds, guess / seconds

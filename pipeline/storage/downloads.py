@@ -63,12 +63,12 @@ def _kept(url: str) -> Path:
 
 
 def _size(url: str) -> int:
-    from huggingface_hub.utils import get_session, hf_raise_for_status
+    from huggingface_hub import get_session
 
     answer = get_session().head(
         url, follow_redirects=True, timeout=30, headers={"Accept-Encoding": "identity"}
     )
-    hf_raise_for_status(answer)
+    answer.raise_for_status()
     return int(answer.headers["Content-Length"])
 
 
