@@ -384,6 +384,7 @@ def test_who_removes_what_was_committed_anew_after_the_output_was_lost_hinders_n
     assert play(3831) is None
 
 
+@pytest.mark.timeout(7200)
 def test_whoever_stops_or_dies_wherever_nothing_is_lost_or_doubled(amount: Amount) -> None:
     processes = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), processes, pa.set_cpu_count, (1,)) as pool:
