@@ -177,8 +177,12 @@ def _annotated(
 
     told: dict[tuple[str, int], list[dict[str, Any]]] = {}
     read = _Read()
-    on_device = computes_here(models, config)
-    for number, found in annotated_table(table, config, needs, corruption, on_device=on_device):
+    made = annotated_table(
+        table, config, needs, corruption,
+        on_device=computes_here(models, config),
+        revisions=tuple(model.revision for model in models),
+    )  # fmt: skip
+    for number, found in made:
         for window in found["annotations"]:
             told.setdefault((window["model"], number), []).append(window)
         for spent in found["spent"]:

@@ -48,14 +48,16 @@ def annotated_table(
     corruption: str | None = None,
     *,
     on_device: bool = True,
+    revisions: tuple[str, ...] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The row's number and a row of schema.ANNOTATED_ROW, one for each segment of a video and one for a
     picture, in any order. Runs on the Ray of RAY_ADDRESS or one of its own. corruption: one of
-    evaluation.corruptions by name, done to the pictures first; on_device: as `pool_sizes` takes it."""
+    evaluation.corruptions by name, done to the pictures first; on_device: as `pool_sizes` takes it;
+    revisions: as `annotations_made` does."""
     with running_ray(config.resources):
         pools = pool_sizes(config.resources, on_device=on_device)
         faces = _faces(table, config, needs, pools, corruption)
-        made = annotations_made(faces, config, pools, _rows_per_block(table))
+        made = annotations_made(faces, config, pools, _rows_per_block(table), revisions)
         yield from _by_row(
             made.select_columns(["video_id", "annotations", "spent", "reason", "detail"])
         )
