@@ -17,8 +17,8 @@ class Killed(BaseException):
 
 
 class Actor:
-    """A process: a coroutine of plain code, that stands before each of its requests until it is let on. Threads
-    would do, and take half of a play's time to wake each other."""
+    """A process: a coroutine of plain code, that stands before each of its requests until it is let on.
+    Threads would do, and wait for each other to wake."""
 
     def __init__(self, store: Store, work: Callable[[Actor], None]) -> None:
         self.lake = Lake("memory", ActorsView(store, self, skip_instance_cache=True), "lake")
