@@ -48,16 +48,29 @@ _AT_ONCE = 16  # requests
 _AHEAD_BYTES = 64 << 20  # of files; what they hold is some times that
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DataFile:
-    """One Parquet file of a commit. size: in bytes, as listed."""
+    """One Parquet file of a commit. size: in bytes, as listed. What else is told of it stands in its path: a
+    compaction holds hundreds of thousands of these."""
 
     path: str
     size: int
-    table: str
-    corpus: str
-    date: str
-    commit_id: str
+
+    @property
+    def table(self) -> str:
+        return self.path.split("/")[-4]
+
+    @property
+    def corpus(self) -> str:
+        return self.path.split("/")[-3].removeprefix("corpus=")
+
+    @property
+    def date(self) -> str:
+        return self.path.split("/")[-2].removeprefix("date=")
+
+    @property
+    def commit_id(self) -> str:
+        return self.path.rpartition("/")[2].removesuffix(".parquet")
 
 
 @dataclass(frozen=True)
@@ -95,11 +108,11 @@ class Lake:
             found = self.fs.find(self.path(table), detail=True)
         except FileNotFoundError:
             return []
-        files = []
-        for path, told in found.items():
-            match = _DATA_FILE.search("/" + path.lstrip("/"))
-            if match is not None:
-                files.append(DataFile(path=path, size=told["size"] or 0, **match.groupdict()))
+        files = [
+            DataFile(path, told["size"] or 0)
+            for path, told in found.items()
+            if _DATA_FILE.search("/" + path.lstrip("/"))
+        ]
         return sorted(files, key=lambda f: f.path)
 
     def partial_files(self) -> list[tuple[str, str]]:

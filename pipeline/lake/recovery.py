@@ -150,7 +150,7 @@ def _look(lake: Lake, ledger: Shards, data: Iterable[DataFile]) -> _Found:
 def _beside(lake: Lake, file: DataFile, table: str) -> DataFile:
     """The file of another table of the same commit, be it there or not."""
     path = lake.data_path(table, file.corpus, file.date, file.commit_id)
-    return replace(file, table=table, path=path)
+    return replace(file, path=path)
 
 
 def _remove_orphans(lake: Lake, data: list[DataFile], committed: set[str], through: int) -> None:
