@@ -15,7 +15,7 @@ from emolake.pipeline.lake.reading import read_annotations, read_tracks, read_vi
 from tests.conftest import ROOT, S3, Emolake, read_rows
 
 TEXT = (ROOT / "docs" / "analytics.md").read_text()
-BLOCKS = re.findall(r"### (.+?)\n.*?```(sql|python)\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"### ([^\n]+)\n(?:(?!### ).)*?```(sql|python)\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
