@@ -29,7 +29,7 @@ from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.lake.commit import time_weighted_scores
 from emolake.pipeline.lake.schema import ENDPOINT_USAGE
-from emolake.pipeline.models.catalog import about, model_path
+from emolake.pipeline.models.catalog import model_path, size_and_licence
 from emolake.pipeline.models.config import ModelConfig
 from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.files import Storage, parse_options
@@ -49,7 +49,9 @@ def of_a_table(options: Options) -> dict[str, Any]:
     needs = needs_of(models, config)
     rows = labelled_rows(table, labels)
     named = zip(config.models, models, strict=True)
-    told_of = {model.config.name: about(model_path(name)) for name, model in named}
+    told_of = {
+        model.config.name: model.told | size_and_licence(model_path(name)) for name, model in named
+    }
     from emolake.jobs.graph.labelled import running_ray  # Ray; scoring an output does without
 
     read: dict[str | None, _Read] = {}

@@ -27,7 +27,7 @@ COMMANDS = {
     "compact": "merge small files into large ones; safe to kill, refused while a run has the output",
     "forget": "erase every row of videos; they are not annotated again unless asked for",
     "publish": "bring the tables into an Apache Iceberg catalogue: one snapshot of what is new",
-    "models": "list, show and verify models",
+    "models": "list, show, get, convert, compare and verify models",
     "evaluate": "score a model on labelled pictures or videos, or an output against labels",
     "measure": "shares of face-time by emotion, with intervals that hold whatever the model is",
     "instruct": "make instruction data from a labelled set, by templates or by a model that looks",

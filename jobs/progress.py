@@ -40,7 +40,7 @@ class Tally:
     videos: set[str] = field(default_factory=set)
     traffic: Counter[str] = field(default_factory=Counter)
     endpoint: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """What each model behind an endpoint took."""
+    """What each model took of an endpoint; nothing, where it is behind none."""
     driver_before: Traffic = field(default_factory=ours)
     """The driver's own traffic counts from here."""
     first_s: float | None = None

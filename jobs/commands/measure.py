@@ -101,14 +101,14 @@ def _draw(options: Options, output: Output) -> int:
     drawn = (draw_windows if unit == "window" else draw_videos)(output, n, seed)
     if not drawn.rows:
         raise UserError(f"{options.output} has no window of a face; annotate some first")
-    more = {"unit": unit, "drawn_from": drawn.drawn_from, "seed": seed, "label": ""}
+    drawn_as = {"unit": unit, "drawn_from": drawn.drawn_from, "seed": seed}
     with file.open("x", newline="") as out:
         writer = csv.DictWriter(out, _AUDIT)
         writer.writeheader()
-        writer.writerows(row | more for row in drawn.rows)
+        writer.writerows(row | drawn_as | {"label": ""} for row in drawn.rows)
     if n > drawn.drawn_from:
         print(f"there are {drawn.drawn_from} {unit}s in all", file=sys.stderr)
-    told = {"audit": str(file), "windows": len(drawn.rows)} | {k: more[k] for k in list(more)[:3]}
+    told = {"audit": str(file), "windows": len(drawn.rows)} | drawn_as
     return tell(
         options, told,
         f"{file}: {len(drawn.rows)} windows to label, in the order in which to do it; then "

@@ -14,12 +14,12 @@ from emolake.pipeline.models.catalog import (
     CONFIG,
     DEFAULT_MODEL,
     EMBEDDED,
-    about,
     embedded_models,
     model_path,
     model_revision,
     place_of,
     read_config,
+    size_and_licence,
 )
 from emolake.pipeline.models.config import read_json
 from emolake.pipeline.models.systems import PARTS, system, systems
@@ -101,7 +101,10 @@ def _about(name: str) -> dict[str, Any]:
 
     folder = model_path(name)
     config = read_config(folder)
-    return about(folder) | {
+    return {
+        "name": config.name,
+        "revision": model_revision(folder),
+        **size_and_licence(folder),
         "family": config.family,
         "embedded": folder.parent == EMBEDDED,
         "label_set": config.label_set,
@@ -121,7 +124,12 @@ def get_command(options: Options) -> int:
     from emolake.pipeline.models.getting import get
 
     folder = get(options.name, found, options.output or Path(options.name))
-    told = about(folder) | {"output": str(folder), "licence": found.licence}
+    told = {
+        "name": read_config(folder).name,
+        "revision": model_revision(folder),
+        "output": str(folder),
+        "licence": found.licence,
+    }
     model = folder if found.family else found.source
     return tell(options, told, f"{folder}: revision {told['revision']}; --model {model} runs it")
 

@@ -239,12 +239,10 @@ def _add(digest: hashlib._Hash, file: Path) -> None:
         digest.update(hashlib.file_digest(stream, "sha256").digest())
 
 
-def about(path: Path) -> dict[str, Any]:
-    """What people are told of a model. megabytes: of its weights, 0 where they lie behind an endpoint;
-    licence: None where neither description nor card names one."""
+def size_and_licence(path: Path) -> dict[str, Any]:
+    """megabytes: of a model's weights, 0 where they lie behind an endpoint; licence: None where neither
+    description nor card names one."""
     return {
-        "name": read_config(path).name,
-        "revision": model_revision(path),
         "megabytes": round(sum(file.stat().st_size for file in weight_files(path)) / 1e6, 2),
         "licence": _licence(path),
     }

@@ -12,7 +12,7 @@ import torch
 
 from emolake.jobs.cli import main
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.models.catalog import about
+from emolake.pipeline.models.catalog import size_and_licence
 from emolake.pipeline.models.convert import _made_aside
 from emolake.pipeline.models.getting import get
 from emolake.pipeline.models.systems import System, systems
@@ -69,7 +69,11 @@ def test_one_command_fetches_and_converts(
     assert not done.stderr.strip(), "no bars where nobody looks"
     told = json.loads(done.stdout)
     assert (told["output"], told["name"]) == (str(output), NAME)
-    assert about(output)["licence"] == told["licence"] == in_a_line(systems()[NAME].licence, 100)
+    assert (
+        size_and_licence(output)["licence"]
+        == told["licence"]
+        == in_a_line(systems()[NAME].licence, 100)
+    )
     assert "llama-vid-7b-full-224-video-fps-1 (llama-vid)" in (output / "README.md").read_text()
     same(output, golden, "llamavid_a")
     assert [path.name for path in tmp_path.glob(".ours*")] == []
