@@ -43,7 +43,7 @@ _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 def main() -> None:
     connection: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
-    _die_with_parent()
+    die_with_parent()
     av.logging.set_level(None)
     settings = json.loads(connection.recv_bytes())
     limit = settings["memory_mb"] * 1024 * 1024
@@ -62,7 +62,7 @@ def main() -> None:
             request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        _limit_cpu(request["cpu_seconds"])
+        limit_cpu(request["cpu_seconds"])
         connection.send_bytes(worker.answer(request))
 
 
@@ -89,7 +89,7 @@ class _Worker:
             try:
                 told = {"info": asdict(self._probe(probed))}
             except Exception as error:
-                told = {"failure": _told(error)}
+                told = {"failure": reason_of(error)}
             return json.dumps(told | {"spent": spent()}).encode()
         row = self._find_faces(request["faces"])
         for name, value in spent().items():
@@ -117,7 +117,7 @@ class _Worker:
                 found["sound"] = self._sound(_opened(segment), start_s, end_s)
                 found |= self._cues(segment, start_s, end_s)
         except Exception as error:
-            told = _told(error)
+            told = reason_of(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
             return without_faces(failed, time.monotonic() - started)
         if ending.truncated:
@@ -243,7 +243,7 @@ def _opened(segment: dict[str, Any]) -> str:
     return opened
 
 
-def _told(error: Exception) -> dict[str, str]:
+def reason_of(error: Exception) -> dict[str, str]:
     """reason and detail of whatever went wrong with a video."""
     error = as_os_error(error)
     words = in_a_line(error, 300)
@@ -266,7 +266,7 @@ def _as_arrow(row: dict[str, Any]) -> bytes:
     return sink.getvalue()
 
 
-def _limit_cpu(seconds: float) -> None:
+def limit_cpu(seconds: float) -> None:
     """So much processor time from now on; the supervisor's clock alone would not stop a child whose
     supervisor hangs."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -275,7 +275,7 @@ def _limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

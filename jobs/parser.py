@@ -29,6 +29,8 @@ COMMANDS = {
     "publish": "bring the tables into an Apache Iceberg catalogue: one snapshot of what is new",
     "models": "list, show, get, convert, compare and verify models",
     "evaluate": "score a model on labelled pictures or videos, or an output against labels",
+    "view": "watch an output in the browser, and correct it",
+    "labels": "what people said in the view, as a labelled table; how far they agree",
     "measure": "shares of face-time by emotion, with intervals that hold whatever the model is",
     "instruct": "make instruction data from a labelled set, by templates or by a model that looks",
     "tune": "train a model on labelled face pictures; started again it resumes",

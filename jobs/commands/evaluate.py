@@ -21,6 +21,7 @@ from emolake.jobs.comparison import (
 from emolake.jobs.parser import Options, Parser, table_options
 from emolake.jobs.setting import ChosenModel
 from emolake.pipeline.errors import UserError
+from emolake.pipeline.evaluation.audit import KEY
 from emolake.pipeline.evaluation.labelled import LabelledTable, read_table
 from emolake.pipeline.evaluation.scoring import scored
 from emolake.pipeline.lake.commit import first_model
@@ -164,7 +165,9 @@ def _windows_by_video(options: Options) -> Windows:
 
 
 def _clipped(windows: Windows, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The windows that a labelled span overlaps, cut to it; all of the video's without a span."""
+    """The windows that a labelled span overlaps, cut to it; all of the video's without a span, and of one
+    track or one window where the row names it."""
+    named = [name for name in KEY if row.get(name) is not None]
     start, end = row.get("start_s") or 0.0, row.get("end_s")
     return [
         window
@@ -172,6 +175,7 @@ def _clipped(windows: Windows, row: dict[str, Any]) -> list[dict[str, Any]]:
         | ({} if end is None else {"end_s": min(window["end_s"], end)})
         for window in windows.get(row["uri"], [])
         if window["end_s"] > start and (end is None or window["start_s"] < end)
+        if all(window[name] == row[name] for name in named)
     ]
 
 

@@ -20,9 +20,16 @@ from emolake.pipeline.evaluation.measuring import (
     draw_videos,
     draw_windows,
     groupable,
+    said_of_draw,
 )
+from emolake.pipeline.lake.labels import read_labels
+from emolake.pipeline.lake.reading import opened
 from emolake.pipeline.storage.files import Storage, parse_options
 
+_UNMEASURED = (
+    "no labels of a random draw: the model's answers are counted, with all their errors; "
+    "emolake view {output} --queue random asks for some"
+)
 _AUDIT = (*PLACE, "unit", "drawn_from", "seed", "label")
 
 
@@ -32,7 +39,7 @@ def declare(parser: Parser) -> None:
         "--labels",
         "FILE",
         "what people said of windows drawn at random: Parquet, CSV or JSONL with uri, label, and segment, "
-        "track_id and window, or start_s (and track_id)",
+        "track_id and window, or start_s (and track_id); by default what they said in the view",
     )
     parser.option("--by", "COL,...", "columns of annotations to measure apart, such as corpus,date")
     parser.option("--reading", "MODEL", "whose answers, where several models wrote")
@@ -43,7 +50,7 @@ def declare(parser: Parser) -> None:
         "--audit", "FILE", "CSV that --draw writes; filled in, --labels reads it", type=Path
     )
     parser.option(
-        "--seed", "N", "of --draw: one seed draws the same again, and more goes on", type=int
+        "--seed", "N", "of the draw, here or in the view: one seed draws the same again", type=int
     )
     parser.add_argument(
         "--unit", choices=UNITS, default=None,
@@ -58,8 +65,8 @@ def run(options: Options) -> int:
     output = Output(options.output, given, options.reading)
     if options.draw is not None or options.audit is not None:
         return _draw(options, output)
-    if options.seed is not None:
-        raise UserError("--seed is of --draw; what was drawn stands in --labels")
+    if options.seed is not None and options.labels is not None:
+        raise UserError("--seed is of --draw and of the view; what was drawn stands in --labels")
     by = _columns(options.by)
     said = None
     if options.labels is not None:
@@ -67,12 +74,16 @@ def run(options: Options) -> int:
         said = Said.of_table(table, f"--labels {options.labels}", options.unit)
         if not said.windows:
             raise UserError(f"--labels {options.labels}: no row has a label yet")
+    elif labels := read_labels(opened(options.output, given), ["emotion"]).to_pylist():
+        said = said_of_draw(output, labels, options.unit or "window", options.seed or 0)
     found = counted(output, by, said)
     entries = [
         dict(zip(by, group, strict=True)) | entry
         for group in sorted(found, key=str)
         for entry in found[group].told(said)
     ]
+    if said is None:
+        print(_UNMEASURED.format(output=options.output), file=sys.stderr)
     return tell(options, entries, *_lines(entries, by, said))
 
 
@@ -119,12 +130,7 @@ def _draw(options: Options, output: Output) -> int:
 def _lines(
     entries: Sequence[dict[str, Any]], by: tuple[str, ...], said: Said | None
 ) -> Iterator[str]:
-    if said is None:
-        print(
-            "no labels: the model's answers are counted, with all their errors; --draw and --labels measure",
-            file=sys.stderr,
-        )
-    elif said.blank or said.missed:
+    if said is not None and (said.blank or said.missed):
         print(
             f"of the labels {said.blank} are not filled in, and {said.missed} are of windows that the output "
             "has not, or has at other times",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.labels import KNOWN_LABELS, canonical
+from emolake.pipeline.lake.labels import NO_EMOTION
 
 KEY = ("segment", "track_id", "window")
 """What tells the windows of a video apart."""
 UNITS = ("window", "video")
 _NAMING = (KEY, ("track_id", "start_s"), ("start_s",))
-_NO_EMOTION = ("cannot tell", "not a face")
 _SAME_S = 0.01  # of two times that mean one
 _KNOWN_BY = (*KEY, "start_s", "end_s")
 
@@ -34,10 +34,16 @@ class Window:
     def is_it(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of annotations is of it: one that has its number and another time is not, the archive
         was cut otherwise since."""
-        return all(
-            abs(row[name] - value) <= (_SAME_S if name.endswith("_s") else 0)
-            for name, value in self.named.items()
-        )
+        return same_window(self.named, row)
+
+
+def same_window(one: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether what names a window, by some of its number and times, names this one."""
+    return all(
+        abs(row[name] - one[name]) <= (_SAME_S if name.endswith("_s") else 0)
+        for name in _KNOWN_BY
+        if name in one
+    )
 
 
 @dataclass
@@ -85,6 +91,19 @@ class Said:
             said.drawn_from = int(_number(drawn_from, "drawn_from", what))
         return said
 
+    @classmethod
+    def of_draw(
+        cls, what: str, unit: str, drawn: Iterable[tuple[Mapping[str, Any], list[str]]]
+    ) -> Said:
+        """drawn: windows (rows with KEY and times) in the order of a random draw, and what people said of
+        each."""
+        said = cls(what, unit, None, defaultdict(list))
+        for row, labels in drawn:
+            named = {name: float(row[name]) for name in _KNOWN_BY}
+            told = [None if label in NO_EMOTION else label for label in labels]
+            said.windows[row["uri"]].append(Window(named, told))
+        return said
+
     def of(self, row: Mapping[str, Any]) -> list[str | None]:
         """Of a row of annotations, what people said. UserError where that may be of several windows."""
         found = [
@@ -111,10 +130,10 @@ class Said:
 
 def _label(told: Any, what: str) -> str | None:
     label = canonical(str(told).replace("_", " "))
-    if label in _NO_EMOTION:
+    if label in NO_EMOTION:
         return None
     if label not in KNOWN_LABELS:
-        known = ", ".join([*sorted(KNOWN_LABELS), *_NO_EMOTION])
+        known = ", ".join([*sorted(KNOWN_LABELS), *NO_EMOTION])
         raise UserError(f"{what}: {told!r} is no label; known are {known}")
     return label
 

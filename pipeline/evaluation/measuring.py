@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.evaluation.audit import KEY, Said
+from emolake.pipeline.evaluation.audit import KEY, Said, same_window
 from emolake.pipeline.evaluation.shares import Audit, lot, share, worth
 from emolake.pipeline.labels import canonical
 from emolake.pipeline.lake.reading import stream, table_schema
@@ -245,3 +246,38 @@ def draw_videos(output: Output, n: int, seed: int) -> Draw:
     ]
     rows.sort(key=lambda row: (order[row["uri"]], *(row[name] for name in KEY)))
     return Draw(rows, len(uris))
+
+
+def said_of_draw(
+    output: Output, labels: Iterable[Mapping[str, Any]], unit: str, seed: int
+) -> Said | None:
+    """What of an output's own labels (of emotions) is a random sample: in the order of `lot`, all up
+    to the last that was asked for in this order, as long as none before it is missing. What else was
+    asked for counts where it lies among these: its place there was chance. None where there is none."""
+    said: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in labels:
+        said[tuple(row[name] for name in ("uri", *KEY))].append(row)
+    if unit == "window":
+        drawn = draw_windows(output, len(said) + 1, seed).rows
+    else:
+        drawn = draw_videos(output, len({uri for uri, *_ in said}) + 1, seed).rows
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    sure = 0
+    for _, rows in groupby(enumerate(drawn), lambda at: at[1]["uri"] if unit == "video" else at[0]):
+        of_unit = []
+        asked = False
+        for _, row in rows:
+            own = said.get(tuple(row[name] for name in ("uri", *KEY)), ())
+            own = [label for label in own if same_window(label, row)]
+            asked |= any(label["queue"] == draw_name(unit, seed) for label in own)
+            of_unit.append((row, [label["label"] for label in own]))
+        if not all(told for _, told in of_unit):
+            break
+        found += of_unit
+        sure = len(found) if asked else sure
+    return Said.of_draw("the output's labels", unit, found[:sure]) if sure else None
+
+
+def draw_name(unit: str, seed: int) -> str:
+    """What labels say of how they came to be asked for."""
+    return f"random {unit}s, seed {seed}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from emolake.pipeline.errors import Damaged, UserError, in_a_line
-from emolake.pipeline.lake.schema import TABLES, sort_keys
+from emolake.pipeline.lake.schema import SCHEMAS, TABLES, sort_keys
 from emolake.pipeline.storage.files import (
     PARTIAL_SUFFIX,
     Storage,
@@ -32,12 +32,13 @@ from emolake.pipeline.storage.traffic import count
 
 DATA_TABLES = ("annotations", "tracks")
 LEDGER = "videos"
+LABELS = "labels"
 RUNS = "_runs"
 LEASES = "_lease"
 FORGOTTEN = "_forgotten"
 _ROW_GROUP = 128 * 1024
 _DATA_FILE = re.compile(
-    r"/(?P<table>annotations|tracks|videos)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
+    r"/(?P<table>annotations|tracks|videos|labels)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
     r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{16}-[0-9a-f]{8})\.parquet$"
 )
 """By its name a file is ours, and nobody else's is read or removed."""
@@ -115,13 +116,13 @@ class Lake:
         ]
         return sorted(files, key=lambda f: f.path)
 
-    def partial_files(self) -> list[tuple[str, str]]:
+    def partial_files(self, tables: Iterable[str] = TABLES) -> list[tuple[str, str]]:
         """Tables' files written aside that have no name yet: path and commit id."""
         if not is_local(self.fs):
             return []
         return [
             (path, match["commit_id"])
-            for table in TABLES
+            for table in tables
             for path in self.fs.find(self.path(table))
             if (match := _PARTIAL.search(path)) is not None
         ]
@@ -205,12 +206,12 @@ def _received(uri: str, fs: AbstractFileSystem, root: str) -> Lake:
 
 
 def _decoded(file: DataFile, data: bytes, columns: list[str] | None) -> pa.Table:
-    schema = TABLES[file.table]
+    schema = SCHEMAS[file.table]
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-            if not parquet.schema_arrow.equals(TABLES[file.table]):
+            if not parquet.schema_arrow.equals(SCHEMAS[file.table]):
                 _check_columns(parquet.schema_arrow)  # a thousand times as slow
             wanted = None  # asking for each by name takes a small file twice as long
             if columns is not None:

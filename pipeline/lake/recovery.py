@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.forgetting import Forgotten, blacken_runs
-from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
+from emolake.pipeline.lake.labels import erase_labels
+from emolake.pipeline.lake.layout import DATA_TABLES, LABELS, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import (
     Segments,
@@ -42,6 +43,8 @@ def recover(
     with fence.held():
         forgotten = Forgotten.of(lake) if forgets else None
         data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
+        if forgotten:
+            erase_labels(lake, forgotten, fence)
         if forgotten and (back := _segments_of(ledger, forgotten)):
             blacken_runs(lake, _uris_among(ledger, forgotten), fence)
             _rewrite(lake, ledger, back, fence)
@@ -71,6 +74,7 @@ def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:
                 there = segments[file.commit_id]
                 count[file.table] += sum((r["video_id"], r["segment"]) in there for r in rows)
         count[LEDGER] = sum(map(len, segments.values()))
+        count[LABELS] = erase_labels(lake, gone, fence)
         if segments:
             _rewrite(lake, ledger, segments, fence)
             left = {file.commit_id for table in TABLES for file in lake.files(table)}

@@ -162,6 +162,46 @@ def sort_keys(schema: pa.Schema) -> list[str]:
 
 
 TABLES = {"annotations": ANNOTATIONS, "tracks": TRACKS, "videos": VIDEOS}
+"""What runs write."""
+
+LABELS = pa.schema(
+    [
+        *_columns(
+            ("label_id", pa.string()),
+            ("video_id", pa.string()),
+            ("uri", pa.string()),
+            ("segment", pa.int32()),
+            ("track_id", pa.int32()),
+            ("window", pa.int32()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("kind", pa.string()),
+        ),
+        *_maybe(("label", pa.string())),
+        *_columns(
+            ("reviewer", pa.string()),
+            ("revision", pa.int32()),
+            ("said_at", pa.timestamp("us", "UTC")),
+            ("blind", pa.bool_()),
+        ),
+        *_maybe(
+            ("queue", pa.string()),
+            ("emotion", pa.string()),
+            ("confidence", pa.float32()),
+            ("model", pa.string()),
+            ("model_revision", pa.string()),
+            ("config_hash", pa.string()),
+        ),
+        *_columns(("schema_version", pa.int32())),
+    ]
+)
+"""What people said of windows, a row each time. kind: what is said (lake.labels.KINDS); label: what it is,
+null where it is taken back; revision: 1 for a reviewer's first word on a window and kind, the highest counts;
+blind: said without the model's answer in sight; queue: the order in which it came to be asked; emotion and
+after it: the model's answer of that time, and whose."""
+
+SCHEMAS = TABLES | {"labels": LABELS}
+"""All tables of an output."""
 
 LISTED_ROW = pa.schema(
     [

@@ -149,7 +149,7 @@ def _pyav_frames(
         origin = clock_start(container)
         duration = _duration(container, stream)
         if start_s > 0 and stream.time_base:
-            _seek(container, stream, start_s + origin)
+            seek(container, stream, start_s + origin)
         problems, seen, finished = 0, False, False
         step = 1 / float(stream.average_rate or 25)
         time_s = -step
@@ -271,8 +271,9 @@ def _note_truncation(ending: Ending, duration: float | None, problems: int, cut_
         ending.detail = "the file ends before its container does"
 
 
-def _seek(container: Any, stream: VideoStream, target_s: float) -> None:
-    """To the keyframe at or before the target; a file that cannot seek is read from its start."""
+def seek(container: Any, stream: VideoStream, target_s: float) -> None:
+    """To the keyframe at or before the target, a time of the file's own clock; a file that cannot seek is
+    read from its start."""
     try:
         container.seek(int(target_s / (stream.time_base or 1)), stream=stream, backward=True)
     except FFmpegError:
@@ -295,9 +296,9 @@ def _timed(frame: VideoFrame, time_s: float, scalers: Scalers) -> TimedFrame:
     return TimedFrame(time_s, *size, render)
 
 
-def upright(frame: VideoFrame) -> Frame:
-    """The whole frame, (H, W, 3) uint8 RGB, turned as its display matrix says."""
-    return _timed(frame, 0.0, _scalers()).rgb()
+def upright(frame: VideoFrame, width: int | None = None) -> Frame:
+    """The whole frame, (H, W, 3) uint8 RGB, turned as its display matrix says; at most so wide."""
+    return _timed(frame, 0.0, _scalers()).rgb(width)
 
 
 def _scaled(frame: VideoFrame, width: int, height: int, scalers: Scalers) -> Frame:

@@ -230,7 +230,7 @@ def test_the_face_stages_children_are_apart_where_no_video_is_remote(demo_videos
 
 
 def test_a_child_has_only_so_much_processor_time() -> None:
-    spin = "from emolake.actors.face_child import _limit_cpu as limit; limit(1)\nwhile True: pass"
+    spin = "from emolake.actors.face_child import limit_cpu as limit; limit(1)\nwhile True: pass"
     assert in_a_process(spin).returncode == -signal.SIGXCPU
 
 

@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import cv2
-from av.error import FFmpegError
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.presentation.export.story import Face, Story
 from emolake.pipeline.presentation.palette import rgb
 from emolake.pipeline.video.decode import Source, clock_start, open_video, upright
 from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.transcode import frames_of, transcode
 
 _STRIP = 0.05  # height of the timeline strip, as a part of the frame's
 _BARS = 3  # labels shown beside a face
-_AAC_FRAME = 1024  # samples
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def write_video(story: Story, source: Source, target: Path) -> int:
-    """Writes H.264, every frame at its own time; the number of frames. Sound is copied where the
-    target's container takes it, else encoded as AAC. UserError where the target cannot be written."""
-    count = 0
-    with open_video(source) as (container, video), _written(target) as out:
-        stream: Any = None
-        sound = _Sound(out, container)
-        early: list[Any] = []  # sound before the first frame: all streams come before any packet
-        for packet in container.demux([video, *sound.source]):
-            if packet.stream.type == "audio":
-                if stream is None:
-                    early.append(packet)
-                else:
-                    sound.add(packet)
-                continue
-            for frame in _frames(packet):
-                picture = upright(frame)
-                if stream is None:
-                    stream = _video_stream(out, picture, frame.time_base)
-                    for sounding in early:
-                        sound.add(sounding)
-                time_s = (frame.time or 0.0) - clock_start(container)
-                drawn = av.VideoFrame.from_ndarray(drawn_on(picture, story, time_s), format="rgb24")
-                drawn.pts, drawn.time_base = frame.pts, frame.time_base
-                out.mux(stream.encode(drawn))
-                count += 1
-        if stream is not None:
-            out.mux(stream.encode())
-            sound.finish()
-    return count
+    """`transcode` with what was found drawn in."""
+    return transcode(source, target, lambda picture, time_s: drawn_on(picture, story, time_s))
 
 
 def write_stills(story: Story, source: Source, folder: Path) -> int:
@@ -68,7 +35,7 @@ def write_stills(story: Story, source: Source, folder: Path) -> int:
     made = 0
     with open_video(source) as (container, video):
         for packet in container.demux(video):
-            for frame in _frames(packet):
+            for frame in frames_of(packet):
                 time_s = (frame.time or 0.0) - clock_start(container)
                 while made < len(wanted) and wanted[made][0] <= time_s:
                     middle, name = wanted[made]
@@ -79,30 +46,6 @@ def write_stills(story: Story, source: Source, folder: Path) -> int:
                 if made == len(wanted):
                     return made
     return made
-
-
-@contextmanager
-def _written(target: Path) -> Iterator[Any]:
-    try:
-        target.open("wb").close()
-        out = av.open(str(target), "w")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--video {target} cannot be written: {error}") from None
-    with out:
-        if not {"h264", "aac"} <= out.supported_codecs:
-            target.unlink()
-            raise UserError(
-                f"--video {target} cannot hold H.264 and AAC; name a .mp4, .mov or .mkv"
-            )
-        yield out
-
-
-def _frames(packet: Any) -> list[Any]:
-    """A packet's frames; none where it is damaged."""
-    try:
-        return list(packet.decode())
-    except FFmpegError:
-        return []
 
 
 def drawn_on(picture: Frame, story: Story, time_s: float) -> Frame:
@@ -184,51 +127,3 @@ def _draw_strip(canvas: Frame, story: Story, time_s: float) -> None:
             cv2.rectangle(canvas, (left, y1), (right - 1, y2), rgb(w["emotion"]), -1)
     x = min(round(time_s * scale), width - 1)
     cv2.line(canvas, (x, top - 2), (x, height), (255, 255, 255), max(width // 480, 1))
-
-
-def _video_stream(out: Any, picture: Frame, base: Fraction) -> Any:
-    stream = out.add_stream("libx264", rate=30, options={"crf": "20", "preset": "veryfast"})
-    height, width = picture.shape[:2]
-    stream.width, stream.height = width - width % 2, height - height % 2
-    stream.pix_fmt = "yuv420p"
-    stream.time_base = stream.codec_context.time_base = base
-    return stream
-
-
-class _Sound:
-    """The first sound stream of the source, copied or encoded into the target."""
-
-    def __init__(self, out: Any, container: Any) -> None:
-        self._out = out
-        self.source: list[Any] = list(container.streams.audio[:1])
-        self._stream: Any = None
-        self._copies = False
-        for stream in self.source:
-            context = stream.codec_context
-            self._copies = context.codec.canonical_name in out.supported_codecs
-            if self._copies:
-                self._stream = out.add_stream_from_template(stream)
-            else:
-                self._stream = out.add_stream("aac", rate=context.sample_rate)
-                self._stream.layout = context.layout
-                self._resampler = av.AudioResampler(
-                    "fltp", context.layout, context.sample_rate, frame_size=_AAC_FRAME
-                )
-
-    def add(self, packet: Any) -> None:
-        if self._copies and packet.dts is not None:
-            packet.stream = self._stream
-            self._out.mux(packet)
-        elif not self._copies:
-            for frame in _frames(packet):
-                self._encode(frame)
-
-    def finish(self) -> None:
-        if self._stream is not None and not self._copies:
-            self._encode(None)
-            self._out.mux(self._stream.encode())
-
-    def _encode(self, frame: Any) -> None:
-        """A frame, or what is left where there is none any more, in the encoder's own lengths."""
-        for part in self._resampler.resample(frame):
-            self._out.mux(self._stream.encode(part))

@@ -12,7 +12,8 @@ from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.forgetting import Forgotten, begin, finish, remember
 from emolake.pipeline.lake.iceberg import open_catalog, publish
-from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, Lake
+from emolake.pipeline.lake.labels import Labels
+from emolake.pipeline.lake.layout import DATA_TABLES, LABELS, LEDGER, Lake
 from emolake.pipeline.lake.lease import Fence, LeaseLost
 from emolake.pipeline.lake.ledger import ledger_shards
 from emolake.pipeline.lake.reading import read_annotations
@@ -20,6 +21,7 @@ from emolake.pipeline.lake.recovery import erase, recover
 from emolake.pipeline.lake.runs import read_runs, write_run
 from emolake.pipeline.storage.files import Storage, remove_all
 from tests.conftest import copy_clips
+from tests.pipeline.lake.test_labels import say
 from tests.pipeline.lake.test_lake import (
     RUN,
     NoFence,
@@ -31,6 +33,7 @@ from tests.pipeline.lake.test_lake import (
 )
 
 TABLES = (*DATA_TABLES, LEDGER)
+ALL = (*TABLES, LABELS)
 
 
 def full(path: Path) -> Lake:
@@ -42,6 +45,8 @@ def full(path: Path) -> Lake:
     commit_segments(lake, [segment("c", windows=0)], RUN, no_fence)
     compact(lake, NoFence(number=2), 1 << 20)
     commit_segments(lake, [segment("a@2", 0, of=2)], RUN, NoFence(number=3))
+    for video in ("a@2", "a@2", "b"):
+        say(lake, video)
     record = {"run_id": "r", "config_hash": "c0ffee", "error": "no frame in /v/a.mp4"}
     run = path / "_runs" / "r" / "run.json"
     run.parent.mkdir(parents=True)
@@ -55,17 +60,18 @@ def forget(lake: Lake, *names: object, more: tuple[str, ...] = ()) -> int:
 
 def traces(lake: Lake) -> list[str]:
     """Where anything of video a is still told."""
-    found = [t for t in TABLES if any(str(k[0]).startswith("a") for k in glob_keys(lake, t))]
+    found = [t for t in ALL if any(str(k[0]).startswith("a") for k in glob_keys(lake, t))]
     root = Path(lake.root)
     return found + [p.name for p in root.rglob("*.json") if "/v/a.mp4" in p.read_text()]
 
 
 def test_every_row_of_a_video_goes_and_the_rest_stays(tmp_path: Path, capsys) -> None:
     lake = full(tmp_path)
-    assert set(traces(lake)) == {*TABLES, "run.json"}
+    assert set(traces(lake)) == {*ALL, "run.json"}
     assert forget(lake, "/v/a.mp4") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["rows"] == {"annotations": 4, "tracks": 2, "videos": 2}
+    assert told["rows"] == {"annotations": 4, "tracks": 2, "videos": 2, "labels": 2}
+    assert [row["video_id"] for row in Labels.of(lake).rows.values()] == ["b"]
     assert traces(lake) == []
     assert glob_keys(lake) == [("b", 0, 0), ("b", 0, 1)]
     assert [k[0] for k in glob_keys(lake, LEDGER)] == ["b", "c"]
@@ -73,7 +79,7 @@ def test_every_row_of_a_video_goes_and_the_rest_stays(tmp_path: Path, capsys) ->
     assert record["rows"] == told["rows"]
     assert record["finished_at"] >= record["begun_at"]
     assert forget(lake, "/v/a.mp4") == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == dict.fromkeys(TABLES, 0)
+    assert json.loads(capsys.readouterr().out)["rows"] == dict.fromkeys(ALL, 0)
 
 
 def test_a_manifest_names_them_too(tmp_path: Path, capsys) -> None:
@@ -90,7 +96,7 @@ def no_traces_of_a_and_the_rest_stays(lake: Lake) -> None:
     assert [k[0] for k in glob_keys(lake, LEDGER)] == ["b", "c"]
 
 
-@pytest.mark.parametrize("deaths", range(7))
+@pytest.mark.parametrize("deaths", range(9))
 def test_killed_anywhere_the_next_run_ends_it(tmp_path: Path, monkeypatch, deaths: int) -> None:
     lake, fence = full(tmp_path), NoFence(number=4)
     recover(lake, fence)

@@ -1,0 +1,446 @@
+"""What is asked of an output while somebody looks at it: DuckDB over the rows that count.
+
+The lake's own files are many and small, and change under a reader's feet. So what the archive page filters
+and counts by is read once, by the ledger, into a DuckDB file of a temporary folder; what only one video's
+page shows (paths, scores) is read from the lake when that page is opened.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emolake.pipeline.errors import UserError
+from emolake.pipeline.evaluation.audit import UNITS
+from emolake.pipeline.evaluation.measuring import draw_name
+from emolake.pipeline.lake.labels import SLOT, WINDOW, Labels, checked, save, slot_of
+from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
+from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
+from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
+from emolake.pipeline.lake.schema import VIDEO_ITSELF
+from emolake.pipeline.storage.shards import Joined
+
+PAGE = 48
+FACETS = ("emotion", "corpus", "date", "model", "reviewed")
+QUEUES = ("random", "uncertain", "disagree", "rare")
+PER = ("corpus", "emotion", "date")
+SORTS = {
+    "sure": "confidence desc",
+    "unsure": "uncertain is true desc, confidence",
+    "large": "face_px desc nulls last",
+    "newest": "date desc",
+    "time": "uri, start_s",
+}
+_AT_ONCE = 50_000  # rows
+_OF_SEGMENTS = (
+    *("video_id", "uri", "segment", "n_segments", "state", "reason", "detail", "duration_s"),
+    *("fps", "width", "height", "codec", "n_windows", "n_tracks", "commit_id"),
+)
+_OF_WINDOWS = (
+    *("video_id", "uri", "segment", "track_id", "window", "start_s", "end_s", "emotion"),
+    *("confidence", "uncertain", "bbox", "quality", "person_id", "transcript", "description"),
+    *("model", "model_revision", "config_hash", "corpus", "date"),
+)
+_KEY = 'video_id, segment, track_id, "window"'
+_ARCHIVE = f"""
+    create or replace table windows as
+    select w.* exclude (bbox, quality), bbox.x1 as x1, bbox.y1 as y1, bbox.x2 as x2, bbox.y2 as y2,
+        quality.face_px as face_px, s.duration_s
+    from windows w left join (
+        select video_id, max(duration_s) as duration_s from segments group by all
+    ) s using (video_id)
+    order by uri, start_s, w.rowid;
+
+    create or replace table faces as
+    select *, min(emotion) over same <> max(emotion) over same as apart
+    from windows where track_id <> {VIDEO_ITSELF}
+    window same as (partition by {_KEY})
+    qualify row_number() over (partition by {_KEY} order by rowid) = 1
+"""
+_LOT = {
+    "window": 'concat(uri, chr(0), segment, chr(0), track_id, chr(0), "window")',
+    "video": "uri",
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What the archive page shows, as its address says it: strings, empty where nothing is asked."""
+
+    emotion: str = ""
+    corpus: str = ""
+    date: str = ""
+    model: str = ""
+    reviewed: str = ""
+    video: str = ""
+    words: str = ""
+    person: str = ""
+    sure_from: str = ""
+    sure_to: str = ""
+    face_from: str = ""
+    seconds_from: str = ""
+    seconds_to: str = ""
+    sort: str = "sure"
+
+    @classmethod
+    def of(cls, told: Mapping[str, str]) -> Filter:
+        """UserError where a value is none of its kind."""
+        known = {f.name: told[f.name].strip() for f in fields(cls) if told.get(f.name, "").strip()}
+        made = cls(**known)
+        made.where()
+        if made.sort not in SORTS:
+            raise UserError(f"sort {made.sort!r} is unknown; there are {', '.join(SORTS)}")
+        return made
+
+    def told(self) -> dict[str, str]:
+        """What differs from asking for nothing."""
+        return {
+            name: value for name, value in asdict(self).items() if value != getattr(Filter, name)
+        }
+
+    def where(self, but: str | None = None) -> tuple[str, list[Any]]:
+        """SQL over `moments` and its values; but: a facet that is left out, to count its other values."""
+        parts: list[str] = []
+        values: list[Any] = []
+        for name in FACETS:
+            if name != but and (asked := getattr(self, name)):
+                names = asked.split(",")
+                parts.append(f"{name} in ({', '.join('?' * len(names))})")
+                values += names
+        for name, clause in _CLAUSES.items():
+            if asked := getattr(self, name):
+                parts.append(clause)
+                values.append(_number(name, asked) if "_" in name or name == "person" else asked)
+        return " and ".join(parts) or "true", values
+
+
+_CLAUSES = {
+    "video": "contains(lower(uri), lower(?))",
+    "words": "contains(lower(concat_ws(' ', transcript, description)), lower(?))",
+    "person": "person_id = ?",
+    "sure_from": "confidence >= ? / 100",
+    "sure_to": "confidence <= ? / 100",
+    "face_from": "face_px >= ?",
+    "seconds_from": "duration_s >= ?",
+    "seconds_to": "duration_s <= ?",
+}
+
+
+def _number(name: str, told: str) -> float:
+    try:
+        return float(told)
+    except ValueError:
+        raise UserError(f"{name} {told!r} is no number") from None
+
+
+@dataclass(frozen=True)
+class Queue:
+    """An order in which windows are asked about. random decides by seed alone, so that its first n are a
+    sample (evaluation.shares.lot); per: takes one of each of these in turn."""
+
+    name: str = "random"
+    seed: int = 0
+    per: str = ""
+    unit: str = "window"
+
+    @classmethod
+    def of(cls, told: Mapping[str, str]) -> Queue:
+        """UserError where there is no such queue."""
+        name, per = told.get("queue") or "random", told.get("per") or ""
+        unit, seed = told.get("unit") or "window", told.get("seed") or "0"
+        for given, known, what in ((name, QUEUES, "queue"), (unit, UNITS, "unit")):
+            if given not in known:
+                raise UserError(f"{what} {given!r} is unknown; there are {', '.join(known)}")
+        if per and per not in PER:
+            raise UserError(f"per {per!r} is unknown; there are {', '.join(PER)}")
+        if not seed.lstrip("-").isdecimal():
+            raise UserError(f"seed {seed!r} is no whole number")
+        return cls(name, int(seed), per, unit)
+
+    def __str__(self) -> str:
+        """As labels tell it: a random one that takes turns is no sample of the archive."""
+        if self.name == "random" and not self.per:
+            return draw_name(self.unit, self.seed)
+        return f"{self.name}{self.per and f' per {self.per}'}, seed {self.seed}"
+
+    def told(self) -> dict[str, str]:
+        return {"queue": self.name, "seed": str(self.seed), "per": self.per, "unit": self.unit}
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """The keys of `WINDOW` by place, over `faces`, which has one row a window: the first model's."""
+        lot = f"sha256(concat(?::bigint, chr(0), {_LOT[self.unit]}))"
+        inner = 'segment, track_id, "window"'
+        order = {
+            "random": f"lot, {inner}",
+            "uncertain": "uncertain is true desc, confidence, lot",
+            "disagree": "lot",
+            "rare": "row_number() over (partition by emotion order by lot), lot",
+        }[self.name]
+        source = f"select *, {lot} as lot from faces"
+        if self.name == "disagree":
+            source += " where apart"
+        ranked = f"select *, row_number() over (order by {order}) as place from ({source})"
+        turn = f"row_number() over (partition by {self.per} order by place)," if self.per else ""
+        return (
+            f"select {_KEY}, row_number() over (order by {turn} place) as place from ({ranked})",
+            [self.seed],
+        )
+
+
+class Index:
+    """An output as it stood when it was read last, and what people said of it since."""
+
+    def __init__(self, lake: Lake, folder: Path, reviewer: str) -> None:
+        self.lake = lake
+        self.reviewer = reviewer
+        self.labels = Labels.of(lake)
+        self.read_at = datetime.now(UTC)
+        self._connection = duckdb.connect(str(folder / "index.duckdb"))
+        self._writing = threading.Lock()
+        self._queues: dict[Queue, str] = {}
+        self.read()
+
+    def read(self) -> None:
+        """All anew."""
+        with self._writing, self._cursor() as cursor:
+            in_one_moment(self.lake, lambda snapshot: self._read(cursor, snapshot))
+            self.labels = Labels.of(self.lake)
+            self._fill_said(cursor)
+            self.read_at = datetime.now(UTC)
+
+    def read_labels(self) -> None:
+        """What others have said since."""
+        with self._writing:
+            if self.labels.read_on():
+                with self._cursor() as cursor:
+                    self._fill_said(cursor)
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        cursor = self._connection.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+
+    def _read(self, cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+        cursor.begin()
+        try:
+            self._fill(cursor, snapshot)
+        except BaseException:
+            cursor.rollback()
+            raise
+        cursor.commit()
+        self._queues = {}
+
+    def _fill(self, cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+        where = {
+            file.commit_id: {"commit_id": file.commit_id, "corpus": file.corpus, "date": file.date}
+            for file in self.lake.files(LEDGER)
+        }
+        schema = pa.schema([(name, pa.string()) for name in ("commit_id", "corpus", "date")])
+        commits = pa.Table.from_pylist(list(where.values()), schema)
+        _insert(cursor, "commits", [commits], commits.schema)
+        rows = (newest_versions(part.live) for part in ledger_parts(snapshot.ledger))
+        _insert(cursor, "bare", rows, _some(LEDGER, _OF_SEGMENTS))
+        cursor.execute(
+            "create or replace table segments as select * from bare left join commits using (commit_id)"
+        )
+        tables = snapshot.tables("annotations", list(_OF_WINDOWS))
+        _insert(cursor, "windows", tables, _some("annotations", _OF_WINDOWS))
+        cursor.execute(_ARCHIVE)
+
+    def _fill_said(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        names = (*SLOT, "label")
+        schema = pa.schema(
+            [
+                (n, pa.int32() if n in ("segment", "track_id", "window") else pa.string())
+                for n in names
+            ]
+        )
+        rows = [{name: row[name] for name in names} for row in self.labels.standing()]
+        cursor.register("came", pa.Table.from_pylist(rows, schema))
+        cursor.execute("create or replace table said as select * from came")
+        cursor.execute(
+            f"""
+            create or replace view moments as
+            select w.*, coalesce(l.label, '') as told, if(l.label is null, 'no', 'yes') as reviewed
+            from windows w left join (
+                select {_KEY}, string_agg(label, ', ' order by reviewer) as label
+                from said where kind = 'emotion' group by {_KEY}
+            ) l using ({_KEY})
+            """
+        )
+
+    def _rows(self, sql: str, values: Iterable[Any] = ()) -> list[dict[str, Any]]:
+        with self._cursor() as cursor:
+            told = cursor.execute(sql, list(values))
+            names = [column[0] for column in told.description]
+            return [dict(zip(names, row, strict=True)) for row in told.fetchall()]
+
+    def all_local(self) -> bool:
+        """Whether every video is a file of this machine."""
+        (told,) = self._rows("select count(*) as n from segments where contains(uri, '://')")
+        return not told["n"]
+
+    def overview(self) -> dict[str, Any]:
+        (told,) = self._rows(
+            """
+            select (select count(distinct video_id) from segments) as videos,
+                (select count(*) from windows) as windows,
+                (select count(*) from said where kind = 'emotion') as labels
+            """
+        )
+        return told
+
+    def facets(self, asked: Filter) -> dict[str, list[tuple[str, int]]]:
+        """For each facet its values with how many moments they would leave."""
+        out = {}
+        for name in FACETS:
+            where, values = asked.where(but=name)
+            rows = self._rows(
+                f"select {name} as value, count(*) as n from moments where {where} "
+                f"group by 1 order by n desc, 1 limit 60",
+                values,
+            )
+            out[name] = [(str(row["value"]), row["n"]) for row in rows]
+        return out
+
+    def moments(self, asked: Filter, page: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many there are, and those of a page (from 0)."""
+        where, values = asked.where()
+        (count,) = self._rows(f"select count(*) as n from moments where {where}", values)
+        order = SORTS[asked.sort]
+        rows = self._rows(
+            f"select * from moments where {where} order by {order}, uri, start_s, track_id, model "
+            f"limit {PAGE} offset {PAGE * page}",
+            values,
+        )
+        return count["n"], rows
+
+    def video(self, video_id: str) -> list[dict[str, Any]]:
+        """Its segments in order; none where there is no such video."""
+        return self._rows("select * from segments where video_id = ? order by segment", [video_id])
+
+    def rows_of(self, video_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """A video's annotations and tracks, whole. FileNotFoundError where they were rewritten since the
+        index was read."""
+        found: dict[str, list[dict[str, Any]]] = {"annotations": [], "tracks": []}
+        for segment in self.video(video_id):
+            needed = {"annotations": segment["n_windows"], "tracks": segment["n_tracks"]}
+            for table, rows in found.items():
+                if not needed[table] or not segment["n_windows"]:
+                    continue
+                place = (segment["corpus"], segment["date"], segment["commit_id"])
+                file = DataFile(self.lake.data_path(table, *place), 0)
+                read = self.lake.read_table(file)
+                wanted = pc.and_(
+                    pc.equal(read["video_id"], video_id),
+                    pc.equal(read["segment"], segment["segment"]),
+                )
+                rows += read.filter(wanted).to_pylist(maps_as_pydicts="strict")
+        return found["annotations"], found["tracks"]
+
+    def said_of(self, video_id: str) -> list[dict[str, Any]]:
+        return [row for row in self.labels.standing() if row["video_id"] == video_id]
+
+    def next_in(self, queue: Queue) -> tuple[dict[str, Any] | None, int, int]:
+        """The first window that the reviewer has said nothing of, how many they have, of how many."""
+        table = self._queue_table(queue)
+        mine = f"(select {_KEY} from said where reviewer = ? and kind = 'emotion')"
+        (count,) = self._rows(
+            f"""
+            select count(*) as n, count(*) filter (({_KEY}) in {mine}) as done,
+                min(place) filter (({_KEY}) not in {mine}) as place
+            from {table}
+            """,
+            [self.reviewer, self.reviewer],
+        )
+        found = self._rows(
+            f"select f.* from faces f join {table} q using ({_KEY}) where place = ?",
+            [count["place"]],
+        )
+        return (found[0] if found else None), count["done"], count["n"]
+
+    def _queue_table(self, queue: Queue) -> str:
+        with self._writing:
+            if queue not in self._queues:
+                name = f"queue_{len(self._queues)}"
+                sql, values = queue.sql()
+                with self._cursor() as cursor:
+                    cursor.execute(f"create or replace table {name} as {sql}", values)
+                self._queues[queue] = name
+            return self._queues[queue]
+
+    def taught(self) -> dict[str, Any]:
+        """Of windows that people told an emotion of: how often the model had said so, in all and by what they
+        said; and the reviewers."""
+        rows = [row for row in self.labels.standing(["emotion"]) if row["emotion"] is not None]
+        by: dict[str, list[int]] = {}
+        for row in rows:
+            seen = by.setdefault(row["label"], [0, 0])
+            seen[0] += row["label"] == row["emotion"]
+            seen[1] += 1
+        return {
+            "labels": len(rows),
+            "right": sum(r for r, _ in by.values()),
+            "by": dict(sorted(by.items())),
+        }
+
+    def say(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Stores what the reviewer says of a window, and returns the row. told: the keys of `WINDOW`, kind,
+        label (None takes it back), blind, queue. UserError where there is no such window."""
+        key = [told[name] for name in WINDOW]
+        found = self._rows(f"select * from faces where ({_KEY}) = (?, ?, ?, ?)", key)
+        if not found:
+            raise UserError("there is no such window in the output as it was read; read it anew")
+        row = found[0]
+        said = {name: row[name] for name in (*WINDOW, "uri", "start_s", "end_s", *_MODEL)}
+        said |= {"reviewer": self.reviewer, "kind": told["kind"], "blind": bool(told.get("blind"))}
+        said |= {"label": checked(told["kind"], told["label"]), "queue": told.get("queue") or None}
+        with self._writing:
+            self.labels.read_on()
+            said["revision"] = self.labels.next_revision(slot_of(said))
+            stored = save(self.lake, said, row["corpus"], row["date"])
+            self.labels.rows[stored["label_id"]] = stored
+            with self._cursor() as cursor:
+                self._fill_said(cursor)
+        return stored
+
+
+_MODEL = ("emotion", "confidence", "model", "model_revision", "config_hash")
+
+
+def _some(table: str, columns: Iterable[str]) -> pa.Schema:
+    schema = table_schema(table)
+    return pa.schema([schema.field(name) for name in columns])
+
+
+def _insert(
+    cursor: duckdb.DuckDBPyConnection, name: str, tables: Iterable[pa.Table], schema: pa.Schema
+) -> None:
+    """Makes a table of others' rows, many at a time."""
+    cursor.register("came", schema.empty_table())
+    cursor.execute(f"create or replace table {name} as select * from came")
+    held = Joined()
+
+    def put() -> None:
+        cursor.register("came", pa.concat_tables([schema.empty_table(), *held.tables]))
+        cursor.execute(f"insert into {name} select * from came")
+
+    for table in tables:
+        held.add(table.select(schema.names))
+        if held.num_rows >= _AT_ONCE:
+            put()
+            held = Joined()
+    put()
+    cursor.unregister("came")
