@@ -19,10 +19,12 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ValidationError
 
 from emolake.jobs.view.pictures import REMADE_S, Pictures
+from emolake.pipeline.config import mistake
 from emolake.pipeline.errors import UserError, VideoError, in_a_line
-from emolake.pipeline.lake.labels import KINDS, NO_EMOTION, WINDOW
+from emolake.pipeline.lake.labels import NO_EMOTION, WINDOW
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 from emolake.pipeline.presentation import view
 from emolake.pipeline.presentation.palette import PALETTE, colour
@@ -48,6 +50,20 @@ _TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm"
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Word(BaseModel, extra="forbid", strict=True):
+    """What the page sends of a window. label: None takes back; queue: how it came to be asked, as
+    `Queue.told`."""
+
+    video_id: str
+    segment: int
+    track_id: int
+    window: int
+    kind: str
+    label: str | None
+    blind: bool = False
+    queue: dict[str, str] | None = None
 
 
 class Viewer:
@@ -263,14 +279,10 @@ class Viewer:
 
     async def _say(self, request: web.Request) -> web.StreamResponse:
         try:
-            told = await request.json()
-            told = {name: told.get(name) for name in (*WINDOW, "kind", "label", "blind", "queue")}
-        except (ValueError, AttributeError):
-            raise UserError("what is said has to be a JSON object") from None
-        if told["kind"] not in KINDS or not isinstance(told["label"], str | None):
-            raise UserError("what is said needs a kind and a label")
-        if told["queue"] is not None:
-            told["queue"] = str(Queue.of(told["queue"]))
+            word = Word.model_validate_json(await request.read())
+        except ValidationError as error:
+            raise mistake(Word, error, "what is said of a window") from None
+        told = word.model_dump() | {"queue": word.queue and str(Queue.of(word.queue))}
         # A browser that leaves in the middle stops nothing here: what it sent is stored.
         stored = await asyncio.shield(self._in_thread(self.index.say, told))
         kept = (*WINDOW, "kind", "label", "reviewer", "start_s", "end_s", "revision")

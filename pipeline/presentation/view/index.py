@@ -178,20 +178,25 @@ class Queue:
     def sql(self) -> tuple[str, list[Any]]:
         """The keys of `WINDOW` by place, over `faces`, which has one row a window: the first model's."""
         lot = f"sha256(concat(?::bigint, chr(0), {_LOT[self.unit]}))"
-        inner = 'segment, track_id, "window"'
+        asked = "where apart" if self.name == "disagree" else ""
         order = {
-            "random": f"lot, {inner}",
+            "random": f"lot, {_KEY}",
             "uncertain": "uncertain is true desc, confidence, lot",
             "disagree": "lot",
-            "rare": "row_number() over (partition by emotion order by lot), lot",
+            "rare": "of_emotion, lot",
         }[self.name]
-        source = f"select *, {lot} as lot from faces"
-        if self.name == "disagree":
-            source += " where apart"
-        ranked = f"select *, row_number() over (order by {order}) as place from ({source})"
-        turn = f"row_number() over (partition by {self.per} order by place)," if self.per else ""
+        turn = f"row_number() over (partition by {self.per} order by rank)" if self.per else "0"
         return (
-            f"select {_KEY}, row_number() over (order by {turn} place) as place from ({ranked})",
+            f"""
+            select {_KEY}, row_number() over (order by turn, rank) as place from (
+                select *, {turn} as turn from (
+                    select *, row_number() over (order by {order}) as rank from (
+                        select *, row_number() over (partition by emotion order by lot) as of_emotion
+                        from (select *, {lot} as lot from faces {asked})
+                    )
+                )
+            )
+            """,
             [self.seed],
         )
 
