@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from emolake.jobs.cli import main
+from emolake.pipeline.evaluation.measuring import Output, draw_name, draw_windows
 from emolake.pipeline.lake.commit import commit_segments
+from tests.pipeline.lake.test_labels import say
 from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
 
 VIDEOS, WINDOWS = 60, 20
@@ -335,3 +338,31 @@ def test_times_as_people_write_them_find_their_windows(tmp_path: Path, capsys) -
     (tmp_path / "l.csv").write_text(f"uri,start_s,label\n{lines}")
     told = measured(capsys, tmp_path / "out", "--labels", tmp_path / "l.csv")
     assert of(told, "neutral")["n_labels"] == WINDOWS
+
+
+def test_what_was_said_in_the_view_measures_as_far_as_a_random_draw_reaches(
+    output: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(output, tmp_path / "out")
+    lake = lake_at(tmp_path / "out")
+    drawn = draw_windows(Output(lake.uri, {}), 200, 3).rows
+
+    def say_true(row: dict, queue: str) -> None:
+        video = int(Path(row["uri"]).stem)
+        told = {name: row[name] for name in ("uri", "segment", "track_id", "start_s", "end_s")}
+        label = truth_of(video, row["window"])
+        say(lake, str(video), row["window"], **told, label=label, queue=queue)
+
+    for row in drawn[100:200]:
+        say_true(row, "uncertain, seed 3")
+    assert {e["estimate"] for e in measured(capsys, lake.uri, "--seed", 3)} == {None}, "no sample"
+    for row in drawn[:90]:
+        say_true(row, draw_name("window", 3))
+    entries = {e["emotion"]: e for e in measured(capsys, lake.uri, "--seed", 3)}
+    assert entries["neutral"]["n_labels"] == 90, "those before the first that is missing"
+    assert entries["neutral"]["low"] < 2 / 3 < entries["neutral"]["high"]
+    for row in drawn[90:100]:
+        say_true(row, draw_name("window", 3))
+    entries = {e["emotion"]: e for e in measured(capsys, lake.uri, "--seed", 3)}
+    assert entries["neutral"]["n_labels"] == 100, "what follows was chosen, and ends nothing"
+    assert {e["estimate"] for e in measured(capsys, lake.uri, "--seed", 4)} == {None}
