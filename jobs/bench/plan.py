@@ -75,7 +75,7 @@ def _lookup(scratch: Path) -> Measurement:
     try:
         import duckdb
     except ImportError:
-        raise UserError("this benchmark needs duckdb; install emolake[dev]") from None
+        raise UserError("this benchmark needs duckdb; install emolake[view]") from None
 
     lake = Lake.at(str(scratch / "large"), Storage())
     plain = scratch / "plain"

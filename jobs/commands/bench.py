@@ -19,6 +19,7 @@ _BENCHES = {
     "pipeline": ("pipeline:bench_pipeline", True),
     "plan": ("plan:bench_plan", False),
     "scale": ("scale:bench_scale", True),
+    "view": ("view:bench_view", False),
 }
 """Where an entry stands, and whether it runs on clips. Each imports what it needs and no more: the
 annotation stage is measured where neither Ray nor PyAV is."""

@@ -38,9 +38,10 @@ SORTS = {
     "unsure": "uncertain is true desc, confidence",
     "large": "face_px desc nulls last",
     "newest": "date desc",
-    "time": "uri, start_s",
+    "time": "place",
 }
 _AT_ONCE = 50_000  # rows
+_VALUES = 60  # of a facet
 _OF_SEGMENTS = (
     *("video_id", "uri", "segment", "n_segments", "state", "reason", "detail", "duration_s"),
     *("fps", "width", "height", "codec", "n_windows", "n_tracks", "commit_id"),
@@ -54,17 +55,19 @@ _KEY = 'video_id, segment, track_id, "window"'
 _ARCHIVE = f"""
     create or replace table windows as
     select w.* exclude (bbox, quality), bbox.x1 as x1, bbox.y1 as y1, bbox.x2 as x2, bbox.y2 as y2,
-        quality.face_px as face_px, s.duration_s
+        quality.face_px as face_px, s.duration_s, lower(uri) as named,
+        lower(concat_ws(' ', transcript, description)) as words,
+        row_number() over (order by uri, start_s, segment, track_id, w.rowid) as place
     from windows w left join (
         select video_id, max(duration_s) as duration_s from segments group by all
     ) s using (video_id)
-    order by uri, start_s, w.rowid;
+    order by place;
 
     create or replace table faces as
     select *, min(emotion) over same <> max(emotion) over same as apart
     from windows where track_id <> {VIDEO_ITSELF}
     window same as (partition by {_KEY})
-    qualify row_number() over (partition by {_KEY} order by rowid) = 1
+    qualify row_number() over (partition by {_KEY} order by place) = 1
 """
 _LOT = {
     "window": 'concat(uri, chr(0), segment, chr(0), track_id, chr(0), "window")',
@@ -107,25 +110,27 @@ class Filter:
             name: value for name, value in asdict(self).items() if value != getattr(Filter, name)
         }
 
-    def where(self, but: str | None = None) -> tuple[str, list[Any]]:
-        """SQL over `moments` and its values; but: a facet that is left out, to count its other values."""
+    def where(self) -> tuple[str, list[Any]]:
+        """SQL over `moments` and its values, facets left out."""
         parts: list[str] = []
         values: list[Any] = []
-        for name in FACETS:
-            if name != but and (asked := getattr(self, name)):
-                names = asked.split(",")
-                parts.append(f"{name} in ({', '.join('?' * len(names))})")
-                values += names
         for name, clause in _CLAUSES.items():
             if asked := getattr(self, name):
                 parts.append(clause)
                 values.append(_number(name, asked) if "_" in name or name == "person" else asked)
         return " and ".join(parts) or "true", values
 
+    def of_facets(self, but: str | None = None) -> tuple[str, list[Any]]:
+        """The same of facets. but: one that is left out, to count its other values."""
+        chosen = {name: getattr(self, name).split(",") for name in FACETS if getattr(self, name)}
+        chosen.pop(but or "", None)
+        parts = (f"{name} in ({', '.join('?' * len(of))})" for name, of in chosen.items())
+        return " and ".join(parts) or "true", [value for of in chosen.values() for value in of]
+
 
 _CLAUSES = {
-    "video": "contains(lower(uri), lower(?))",
-    "words": "contains(lower(concat_ws(' ', transcript, description)), lower(?))",
+    "video": "contains(named, lower(?))",
+    "words": "contains(words, lower(?))",
     "person": "person_id = ?",
     "sure_from": "confidence >= ? / 100",
     "sure_to": "confidence <= ? / 100",
@@ -309,28 +314,38 @@ class Index:
 
     def facets(self, asked: Filter) -> dict[str, list[tuple[str, int]]]:
         """For each facet its values with how many moments they would leave."""
-        out = {}
+        where, values = asked.where()
+        counts = []
         for name in FACETS:
-            where, values = asked.where(but=name)
-            rows = self._rows(
-                f"select {name} as value, count(*) as n from moments where {where} "
-                f"group by 1 order by n desc, 1 limit 60",
-                values,
+            of_others, more = asked.of_facets(but=name)
+            values += more
+            counts.append(
+                f"(select '{name}' as facet, {name}::varchar as value, count(*) as n from base "
+                f"where {of_others} group by all order by n desc, value limit {_VALUES})"
             )
-            out[name] = [(str(row["value"]), row["n"]) for row in rows]
-        return out
+        base = f"select {', '.join(FACETS)} from moments where {where}"
+        out: dict[str, list[tuple[str, int]]] = {name: [] for name in FACETS}
+        for row in self._rows(
+            f"with base as materialized ({base}) {' union all '.join(counts)}", values
+        ):
+            out[row["facet"]].append((row["value"], row["n"]))
+        return {name: sorted(told, key=lambda of: (-of[1], of[0])) for name, told in out.items()}
 
     def moments(self, asked: Filter, page: int) -> tuple[int, list[dict[str, Any]]]:
         """How many there are, and those of a page (from 0)."""
         where, values = asked.where()
-        (count,) = self._rows(f"select count(*) as n from moments where {where}", values)
-        order = SORTS[asked.sort]
-        rows = self._rows(
-            f"select * from moments where {where} order by {order}, uri, start_s, track_id, model "
-            f"limit {PAGE} offset {PAGE * page}",
-            values,
+        of_facets, more = asked.of_facets()
+        places = f"select place from moments where {where} and {of_facets}"
+        (count,) = self._rows(f"select count(*) as n from ({places})", [*values, *more])
+        found = self._rows(
+            f"{places} order by {SORTS[asked.sort]}, place limit {PAGE} offset {PAGE * page}",
+            [*values, *more],
         )
-        return count["n"], rows
+        order = {row["place"]: k for k, row in enumerate(found)}
+        if not order:
+            return count["n"], []
+        rows = self._rows(f"select * from moments where place in ({', '.join(map(str, order))})")
+        return count["n"], sorted(rows, key=lambda row: order[row["place"]])
 
     def video(self, video_id: str) -> list[dict[str, Any]]:
         """Its segments in order; none where there is no such video."""
@@ -371,7 +386,7 @@ class Index:
             [self.reviewer, self.reviewer],
         )
         found = self._rows(
-            f"select f.* from faces f join {table} q using ({_KEY}) where place = ?",
+            f"select f.* from faces f join {table} q using ({_KEY}) where q.place = ?",
             [count["place"]],
         )
         return (found[0] if found else None), count["done"], count["n"]
