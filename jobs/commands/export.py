@@ -10,11 +10,23 @@ from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError, VideoError
 from emolake.pipeline.presentation.export.overlay import write_stills, write_video
 from emolake.pipeline.presentation.export.story import Story, read_story
-from emolake.pipeline.presentation.export.text import as_csv, as_elan, as_vtt
+from emolake.pipeline.presentation.export.text import (
+    as_csv,
+    as_elan,
+    as_fiftyone,
+    as_label_studio,
+    as_vtt,
+)
 from emolake.pipeline.storage.files import Storage, is_local, parse_options
 from emolake.pipeline.video.decode import Source
 
-_TEXTS: dict[str, Callable[[Story], str]] = {"csv": as_csv, "elan": as_elan, "vtt": as_vtt}
+_TEXTS: dict[str, Callable[[Story], str]] = {
+    "csv": as_csv,
+    "elan": as_elan,
+    "vtt": as_vtt,
+    "label_studio": as_label_studio,
+    "fiftyone": as_fiftyone,
+}
 
 
 def declare(parser: Parser) -> None:
@@ -25,6 +37,8 @@ def declare(parser: Parser) -> None:
         "--csv": "a row a window",
         "--elan": "tiers for ELAN (.eaf)",
         "--vtt": "WebVTT cues",
+        "--label-studio": "a task for Label Studio with predictions, at the true frame rate",
+        "--fiftyone": "labels.json of a FiftyOneTemporalDetectionDataset",
     }.items():
         parser.option(option, "FILE", what, type=Path)
     parser.option("--frames", "DIR", "a drawn still at the middle of each window", type=Path)
@@ -35,7 +49,7 @@ def declare(parser: Parser) -> None:
 def run(options: Options) -> int:
     asked = {name: getattr(options, name) for name in ("video", "frames", *_TEXTS)}
     if not any(asked.values()):
-        raise UserError("export to what? give --video, --frames, --csv, --elan or --vtt")
+        raise UserError("export to what? give --video, --frames, --csv, --elan, --vtt, ...")
     storage = Storage(parse_options(options.storage_options))
     story = read_story(options.output, options.name, storage.options)
     told: dict[str, object] = {"video_id": story.video_id, "uri": story.uri}

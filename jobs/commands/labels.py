@@ -1,4 +1,5 @@
-"""`emolake labels`: what people said in the view, as a table that `evaluate`, `measure` and `tune` read."""
+"""`emolake labels`: what people said, as a table that `evaluate`, `measure` and `tune` read; and what they
+said in other tools, taken in."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import csv
 import importlib.util
 import json
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,19 @@ from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.agreement import agreement
-from emolake.pipeline.lake.labels import NO_EMOTION, WINDOW, Labels
-from emolake.pipeline.lake.reading import opened
+from emolake.pipeline.lake.labels import (
+    ANSWER,
+    NO_EMOTION,
+    WINDOW,
+    Labels,
+    checked,
+    save,
+    slot_of,
+)
+from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.reading import in_one_moment, opened
+from emolake.pipeline.presentation.export.back import Remark, remarks
+from emolake.pipeline.presentation.export.story import Story, story_of
 from emolake.pipeline.storage.files import parse_options
 
 _KINDS = (".parquet", ".csv", ".jsonl")
@@ -34,38 +48,98 @@ _TABLE = pa.schema(
 
 def declare(parser: Parser) -> None:
     output_argument(parser)
+    parser.option("--output", "FILE", "Parquet, CSV or JSONL to write", type=Path, dest="file")
     parser.option(
-        "--output", "FILE", "Parquet, CSV or JSONL to write", type=Path, required=True, dest="file"
-    )
-    parser.option("--reviewer", "NAME", "what this one said only")
+        "--from", "FILE",
+        "take in what people said elsewhere: Label Studio's JSON, ELAN's .eaf, FiftyOne's labels.json, CSV "
+        "or JSONL with uri, start_s, end_s and label", type=Path, dest="taken",
+    )  # fmt: skip
+    parser.option("--reviewer", "NAME", "what this one said only; with --from, who said it")
     storage_option(parser)
     parser.calls(run, "emolake labels out/ --output labels.parquet")
 
 
 def run(options: Options) -> int:
+    if (options.file is None) == (options.taken is None):
+        raise UserError("give either --output FILE to write labels, or --from FILE to take some in")
+    lake = opened(options.output, parse_options(options.storage_options))
+    return _take_in(options, lake) if options.taken is not None else _write_out(options, lake)
+
+
+def _take_in(options: Options, lake: Lake) -> int:
+    stories: dict[str, Story] = {}
+
+    def story(name: str) -> Story:
+        if name not in stories:
+            stories[name] = in_one_moment(lake, partial(story_of, video=name))
+        return stories[name]
+
+    said = remarks(options.taken, lambda name: story(name).fps)
+    labels = Labels.of(lake)
+    words = []
+    missed = 0
+    for remark in said:
+        label = checked("emotion", remark.label)
+        found = list(_meant(story(remark.video), remark))
+        missed += not found
+        reviewer = options.reviewer or remark.reviewer or options.taken.name
+        words += [
+            (window, {"reviewer": reviewer, "kind": "emotion", "label": label}, story(remark.video))
+            for window in found
+        ]
+    stored = 0
+    for window, word, of in words:  # all are known to be good by now
+        row = {name: window[name] for name in (*WINDOW, "uri", "start_s", "end_s", *ANSWER)} | word
+        last = labels.last(slot_of(row))
+        if last is not None and last["label"] == row["label"]:
+            continue  # taken in before
+        row |= {"revision": labels.next_revision(slot_of(row)), "blind": False, "queue": None}
+        labels.add(save(lake, row, of.corpus, of.date))
+        stored += 1
+    told = {"from": str(options.taken), "remarks": len(said), "stored": stored, "missed": missed}
+    return tell(
+        options, told,
+        f"{options.taken}: {len(said)} remarks, {stored} labels stored"
+        + (f"; {missed} are of no face that the output has there" if missed else ""),
+    )  # fmt: skip
+
+
+def _meant(story: Story, remark: Remark) -> Iterator[dict[str, Any]]:
+    """The windows that a remark is about: the one it names, or those of its face (of the only one there,
+    where it names none) that it covers by half."""
+    spans = [
+        (face, w, min(w["end_s"], remark.end_s) - max(w["start_s"], remark.start_s))
+        for face in story.faces
+        for w in face.windows
+        if remark.track in (None, (face.segment, face.track_id))
+    ]
+    if remark.window is not None:
+        yield from (w for _, w, _ in spans if w["window"] == remark.window)
+        return
+    covered = [(face, w) for face, w, s in spans if s > 0 and 2 * s >= w["end_s"] - w["start_s"]]
+    if len({face.name for face, _ in covered}) == 1:
+        yield from (w for _, w in covered)
+
+
+def _write_out(options: Options, lake: Lake) -> int:
     file: Path = options.file
     if file.suffix.lower() not in _KINDS:
         raise UserError(f"--output {file}: name a file that ends in {', '.join(_KINDS)}")
     if importlib.util.find_spec("nltk") is None:
         raise UserError("`labels` needs one package more: pip install 'emolake[view]'")
-    lake = opened(options.output, parse_options(options.storage_options))
     said = Labels.of(lake).standing(("emotion", "note"))
     if options.reviewer is not None:
         said = [row for row in said if row["reviewer"] == options.reviewer]
     told = [row for row in said if row["kind"] == "emotion"]
     if not told:
         whose = f" of {options.reviewer}" if options.reviewer else ""
-        raise UserError(
-            f"{lake.uri} has no labels{whose}; emolake view {options.output} asks for some"
-        )
+        raise UserError(f"{lake.uri} has no labels{whose}; emolake view {lake.uri} asks for some")
     rows, split = _rows(said)
     try:
         _write(file, rows)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written: {error.strerror}") from None
-    agreed = agreement(
-        [(row["reviewer"], tuple(row[n] for n in WINDOW), row["label"]) for row in told]
-    )
+    agreed = agreement([(r["reviewer"], tuple(r[n] for n in WINDOW), r["label"]) for r in told])
     untold = len({tuple(row[n] for n in WINDOW) for row in told}) - len(rows)
     result = {
         "labels": str(file), "windows": len(rows), "split": split, "no_emotion": untold,

@@ -33,17 +33,20 @@ KINDS = ("emotion", "same person", "note")
 WINDOW = ("video_id", "segment", "track_id", "window")
 SLOT = (*WINDOW, "reviewer", "kind")
 """What one word at a time is said of."""
+ANSWER = ("emotion", "confidence", "model", "model_revision", "config_hash")
+"""Of an annotation, what is kept beside what a person said of it."""
 _LONGEST = 2000
 _TRIES = 5
 
 
 @dataclass
 class Labels:
-    """The table as it was read last. files: those that have been read."""
+    """The table as it was read last. rows: by label_id; files: those that have been read."""
 
     lake: Lake
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
+    _last: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lake: Lake) -> Labels:
@@ -64,26 +67,31 @@ class Labels:
                     raise
         self.files = {file.path for file in there}
         forgotten = Forgotten.of(self.lake) if rows else None
-        come = [
-            row
-            for row in rows
-            if row["label_id"] not in self.rows and not (forgotten and row["uri"] in forgotten)
-        ]
-        self.rows |= {row["label_id"]: row for row in come}
-        return come
+        come = [row for row in rows if not (forgotten and row["uri"] in forgotten)]
+        return [row for row in come if self.add(row)]
+
+    def add(self, row: dict[str, Any]) -> bool:
+        """False where it is here already."""
+        if row["label_id"] in self.rows:
+            return False
+        self.rows[row["label_id"]] = row
+        slot = slot_of(row)
+        self._last[slot] = max(self._last.get(slot, row), row, key=_order)
+        return True
 
     def standing(self, kinds: Collection[str] = KINDS) -> list[dict[str, Any]]:
         """Of each reviewer, window and kind the word that counts, those taken back left out."""
-        newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for row in self.rows.values():
-            if row["kind"] in kinds:
-                slot = slot_of(row)
-                newest[slot] = max(newest.get(slot, row), row, key=_order)
-        return [row for row in newest.values() if row["label"] is not None]
+        return [
+            row for row in self._last.values() if row["label"] is not None and row["kind"] in kinds
+        ]
+
+    def last(self, slot: tuple[Any, ...]) -> dict[str, Any] | None:
+        """The last word on one thing, which may take back the one before."""
+        return self._last.get(slot)
 
     def next_revision(self, slot: tuple[Any, ...]) -> int:
-        said = (row["revision"] for row in self.rows.values() if slot_of(row) == slot)
-        return max(said, default=0) + 1
+        last = self.last(slot)
+        return 1 if last is None else int(last["revision"]) + 1
 
 
 def slot_of(row: dict[str, Any]) -> tuple[Any, ...]:

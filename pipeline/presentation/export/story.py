@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ class Story:
     uri: str
     duration_s: float
     faces: list[Face]
+    fps: float | None = None
+    corpus: str = ""
+    date: str = ""
 
     @property
     def name(self) -> str:
@@ -68,12 +72,13 @@ class Story:
 
 
 def read_story(output: str, video: str, options: Mapping[str, Any] | None = None) -> Story:
-    """video: its uri, file name, or the start of its video_id. UserError where none or more than one
-    match."""
-    return in_one_moment(opened(output, options), partial(_story, video=video))
+    """video: its uri, its file name with or without its ending, or the start of its video_id. UserError
+    where none or more than one match."""
+    return in_one_moment(opened(output, options), partial(story_of, video=video))
 
 
-def _story(snapshot: Snapshot, video: str) -> Story:
+def story_of(snapshot: Snapshot, video: str) -> Story:
+    """The same of what was read already."""
     rows = [row for part in ledger_parts(snapshot.ledger) for row in _named(part.live, video)]
     rows = [row for row in rows if row["uri"] == video] or rows
     found = {(row["video_id"], row["uri"]) for row in rows}
@@ -100,15 +105,18 @@ def _story(snapshot: Snapshot, video: str) -> Story:
     faces = [_face(track, by_track[track["segment"], track["track_id"]]) for track in tracks]
     lengths = [row["duration_s"] or 0.0 for row in rows]
     duration = max([*lengths, *(face.end_s for face in faces)])
-    return Story(video_id, uri, duration, sorted(faces, key=lambda f: (f.start_s, f.track_id)))
+    faces.sort(key=lambda f: (f.start_s, f.track_id))
+    place = {name: windows[0][name] if windows else "" for name in ("corpus", "date")}
+    return Story(video_id, uri, duration, faces, rows[0]["fps"], **place)
 
 
 def _named(ledger: pa.Table, video: str) -> list[dict[str, Any]]:
     uri, video_id = ledger["uri"], ledger["video_id"]
-    named = pc.or_(pc.equal(uri, video), pc.ends_with(uri, f"/{video}"))
+    file = rf"(^|/){re.escape(video)}(\.[^./]+)?$"
+    named = pc.or_(pc.equal(uri, video), pc.match_substring_regex(uri, file))
     meant = ledger.filter(pc.or_(named, pc.starts_with(video_id, video)))
     rows: list[dict[str, Any]] = meant.select(
-        ["video_id", "uri", "commit_id", "duration_s"]
+        ["video_id", "uri", "commit_id", "duration_s", "fps"]
     ).to_pylist()
     return rows
 

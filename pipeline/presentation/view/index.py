@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import UNITS
 from emolake.pipeline.evaluation.measuring import draw_name
-from emolake.pipeline.lake.labels import SLOT, WINDOW, Labels, checked, save, slot_of
+from emolake.pipeline.lake.labels import ANSWER, SLOT, WINDOW, Labels, checked, save, slot_of
 from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
@@ -424,20 +424,17 @@ class Index:
         if not found:
             raise UserError("there is no such window in the output as it was read; read it anew")
         row = found[0]
-        said = {name: row[name] for name in (*WINDOW, "uri", "start_s", "end_s", *_MODEL)}
+        said = {name: row[name] for name in (*WINDOW, "uri", "start_s", "end_s", *ANSWER)}
         said |= {"reviewer": self.reviewer, "kind": told["kind"], "blind": bool(told.get("blind"))}
         said |= {"label": checked(told["kind"], told["label"]), "queue": told.get("queue") or None}
         with self._writing:
             self.labels.read_on()
             said["revision"] = self.labels.next_revision(slot_of(said))
             stored = save(self.lake, said, row["corpus"], row["date"])
-            self.labels.rows[stored["label_id"]] = stored
+            self.labels.add(stored)
             with self._cursor() as cursor:
                 self._fill_said(cursor)
         return stored
-
-
-_MODEL = ("emotion", "confidence", "model", "model_revision", "config_hash")
 
 
 def _some(table: str, columns: Iterable[str]) -> pa.Schema:

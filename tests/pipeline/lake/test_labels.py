@@ -80,7 +80,8 @@ def test_of_two_words_at_once_all_readers_choose_the_same(tmp_path: Path) -> Non
     words = [{"label_id": f"{k}", "label": label} for k, label in enumerate(("fear", "anger"))]
     chosen = set()
     for order in permutations(said(**word) for word in words):
-        labels = Labels(lake_at(tmp_path), rows={row["label_id"]: row for row in order})
+        labels = Labels(lake_at(tmp_path))
+        assert [labels.add(row) for row in order] == [True, True]
         chosen.add(labels.standing()[0]["label"])
     assert chosen == {"anger"}
     assert labels.next_revision(slot_of(said())) == 2
