@@ -28,7 +28,8 @@ from emolake.pipeline.lake.labels import NO_EMOTION, WINDOW
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 from emolake.pipeline.presentation import view
 from emolake.pipeline.presentation.palette import PALETTE, colour
-from emolake.pipeline.presentation.report.page import clock
+from emolake.pipeline.presentation.report.content import read_report
+from emolake.pipeline.presentation.report.page import clock, render
 from emolake.pipeline.presentation.view.index import FACETS, PAGE, PER, SORTS, Filter, Index, Queue
 from emolake.pipeline.storage.files import Storage
 
@@ -45,6 +46,10 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_OWN_SCRIPT = _HEADERS["Content-Security-Policy"].replace(
+    "script-src 'self'", "script-src 'unsafe-inline'"
+)
+"""Of the report, which is one file."""
 _ASSETS = {"view.css": "text/css", "view.js": "text/javascript"}
 _TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 
@@ -97,6 +102,7 @@ class Viewer:
             [
                 web.get("/", self._archive),
                 web.get("/review", self._review),
+                web.get("/report", self._report),
                 web.get("/video/{video}", self._video),
                 web.get("/api/video/{video}", self._story),
                 web.get("/api/next", self._next),
@@ -179,6 +185,12 @@ class Viewer:
         return await self._in_thread(
             lambda: self._page("video.html.j2", data=self._data(None, queue, blind), per=PER)
         )
+
+    async def _report(self, _: web.Request) -> web.StreamResponse:
+        report = await self._in_thread(read_report, self.index.lake)
+        text = await self._in_thread(lambda: render(report, linked=True))
+        headers = {"Content-Security-Policy": _OWN_SCRIPT}
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def _video(self, request: web.Request) -> web.StreamResponse:
         segments = await self._in_thread(self._segments, request)

@@ -16,8 +16,9 @@ _STACK = 120
 _PER_PAGE = 50
 
 
-def render(report: Report, prices: Prices | None = None) -> str:
-    """The whole page: one file, no request to anywhere; with prices, what each run has cost."""
+def render(report: Report, prices: Prices | None = None, *, linked: bool = False) -> str:
+    """The whole page: one file, no request to anywhere; with prices, what each run has cost. linked: its
+    moments lead to the view that serves it."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.globals.update(
         colour=colour,
@@ -30,7 +31,9 @@ def render(report: Report, prices: Prices | None = None) -> str:
         prices=prices,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(report=report, shown=report.videos, palette=PALETTE, per_page=_PER_PAGE)
+    return template.render(
+        report=report, shown=report.videos, palette=PALETTE, per_page=_PER_PAGE, linked=linked
+    )
 
 
 def clock(seconds: float) -> str:
@@ -46,7 +49,7 @@ def bars(video: VideoReport) -> list[dict[str, object]]:
     scale = _WIDTH / max(video.duration_s, 1e-6)
     out: list[dict[str, object]] = []
     models = {key[2] for key in video.lanes}
-    for lane, (_, spans) in enumerate(sorted(video.lanes.items())):
+    for lane, (key, spans) in enumerate(sorted(video.lanes.items())):
         for span in spans:
             height = max(_LANE * span.confidence, 3)
             out.append(
@@ -56,6 +59,7 @@ def bars(video: VideoReport) -> list[dict[str, object]]:
                     "width": round(max((span.end_s - span.start_s) * scale - 1, 1), 1),
                     "height": round(height, 1),
                     "fill": colour(span.emotion),
+                    "place": f"at={(span.start_s + span.end_s) / 2:.3f}&track={key[0]}.{key[1]}",
                     "told": _told(span) + (f"  {span.model}" if len(models) > 1 else ""),
                 }
             )

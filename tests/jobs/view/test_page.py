@@ -220,6 +220,14 @@ def test_the_review_asks_blind_goes_on_and_ends(browser: Chrome, shown: Served) 
     assert all(row["blind"] and row["queue"] == "disagree, seed 0" for row in rows)
 
 
+def test_the_report_leads_to_its_moments(browser: Chrome, shown: Served) -> None:
+    browser.get(f"{shown.address}/report")
+    bars = browser.find_elements(By.CSS_SELECTOR, "svg a[href*=walk]")
+    ActionChains(browser).move_to_element(bars[1]).click().perform()
+    until(lambda: "/video/walk" in browser.current_url)
+    until(lambda: "neutral" in at(browser, "now").text)
+
+
 @pytest.mark.parametrize("path", ["/", "/video/walk?at=1", "/review"])
 def test_it_fits_a_phone_and_can_be_read_by_name(
     browser: Chrome,
