@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
+import requests
 from nbclient import NotebookClient
 
 from emolake.jobs.parser import make_parser
@@ -59,6 +61,33 @@ def typed(block: str, where: Path) -> str:
     return done.stdout
 
 
+def answer_all(block: str, where: Path) -> int:
+    """What a reviewer does whose keys always say happiness, until nothing is left; how often."""
+    environment = os.environ | {"BROWSER": "echo opened %s"}
+    process = subprocess.Popen(
+        ["bash", "-e", "-c", f"exec {block.strip().splitlines()[-1]}"], cwd=where, text=True,
+        env=environment | {"PATH": f"{where}/.venv/bin:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        address, token = process.stdout.readline().strip().split("/?")
+        assert f"opened {address}/review?{token}" in process.stdout.readline()
+        session = requests.Session()
+        session.get(f"{address}/?{token}", timeout=60)
+        answers = 0
+        while item := session.get(f"{address}/api/next", timeout=60).json()["item"]:
+            key = {name: item[name] for name in ("video_id", "segment", "track_id", "window")}
+            told = {"kind": "emotion", "label": "happiness", "queue": {"queue": "random"}}
+            assert session.post(f"{address}/api/say", json=key | told, timeout=60).ok
+            answers += 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        return answers
+    finally:
+        process.kill()
+
+
 def test_the_readme_leads_from_clone_to_report_in_two_commands(clone: Path) -> None:
     first = blocks(ROOT / "README.md")[0]
     assert len(first.strip().splitlines()) == 2
@@ -67,11 +96,15 @@ def test_the_readme_leads_from_clone_to_report_in_two_commands(clone: Path) -> N
 
 
 def test_the_quickstart_runs_word_by_word(clone: Path) -> None:
-    look, ask, own = blocks(ROOT / "docs" / "quickstart.md")
+    look, ask, view, measure, own = blocks(ROOT / "docs" / "quickstart.md")
     assert "opened" in typed(look, clone)
     typed(ask, clone)
     assert (clone / "drawn.mp4").stat().st_size > 10_000
     assert "happiness" in (clone / "portrait.csv").read_text()
+    assert answer_all(view, clone) >= 4
+    told = typed(measure, clone)
+    assert "happiness" in (clone / "labels.csv").read_text()
+    assert re.search(r"happiness +\S+ % +100\.0 %", told), told
     told = typed(own, clone)
     assert "nothing was left to do" in told
     assert (clone / "report.html").exists()
