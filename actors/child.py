@@ -68,7 +68,9 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        """None where it does not run."""
+        running = self._process is not None and self._process.poll() is None
+        return self._process.pid if self._process is not None and running else None
 
     def _started(self) -> Connection[bytes, bytes]:
         if self._process is not None and self._process.poll() is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from emolake.actors.face_child import die_with_parent, limit_cpu, reason_of
 from emolake.pipeline.errors import VideoError
-from emolake.pipeline.presentation.blur import blurred, boxes_at
+from emolake.pipeline.presentation.blur import all_blurred, blurred, boxes_at
 from emolake.pipeline.storage.files import Storage, is_local
 from emolake.pipeline.video.decode import Source, clock_start, open_video, seek, upright
 from emolake.pipeline.video.frame import Frame
@@ -85,15 +85,21 @@ def _still(source: Source, request: dict[str, Any]) -> bytes:
             for frame in frames_of(packet):
                 last = frame
                 if (frame.time or 0.0) - origin >= request["time_s"] - 1e-3:
-                    return _jpeg(upright(frame), request)
+                    return _jpeg(upright(frame), (frame.time or 0.0) - origin, request)
         if last is None:
             raise VideoError("decode_error", "no frame of it can be decoded")
-        return _jpeg(upright(last), request)
+        return _jpeg(upright(last), (last.time or 0.0) - origin, request)
 
 
-def _jpeg(picture: Frame, request: dict[str, Any]) -> bytes:
-    if request["paths"]:
-        picture = blurred(picture, boxes_at(request["paths"], request["time_s"]))
+def _hidden(picture: Frame, time_s: float, blur: Any) -> Frame:
+    """blur: paths of faces, "all", or None where everything may be seen. time_s: the frame's own."""
+    if blur == "all":
+        return all_blurred(picture)
+    return picture if blur is None else blurred(picture, boxes_at(blur, time_s))
+
+
+def _jpeg(picture: Frame, time_s: float, request: dict[str, Any]) -> bytes:
+    picture = _hidden(picture, time_s, request["blur"])
     if request["box"] is not None:
         picture = _around(picture, request["box"])
     height, width = picture.shape[:2]
@@ -118,10 +124,9 @@ def _around(picture: Frame, box: list[float]) -> Frame:
 
 def _remake(source: Source, request: dict[str, Any]) -> dict[str, Any]:
     """A stretch as a file that browsers play; from: the time of its first frame."""
-    paths = request["paths"]
 
     def drawn(picture: Frame, time_s: float) -> Frame:
-        return blurred(picture, boxes_at(paths, time_s)) if paths else picture
+        return _hidden(picture, time_s, request["blur"])
 
     span = (request["start_s"], request["end_s"])
     begins = excerpt(source, Path(request["target"]), drawn, span, request["width"])

@@ -19,6 +19,8 @@ EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code of the contract."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` is obeyed
+        signal.signal(signal.SIGHUP, _interrupt)
     quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
     try:
         words = sys.argv[1:] if arguments is None else arguments

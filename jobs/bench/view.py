@@ -51,7 +51,7 @@ def bench_view(_clips: list[Path], scratch: Path, _options: Namespace) -> Iterat
         "s", 0.0,
     )  # fmt: skip
     for name, asked in _ASKED.items():
-        chosen = Filter.of(asked)
+        chosen = Filter.of(asked.items())
 
         def page(chosen: Filter = chosen, name: str = name) -> None:
             index.facets(chosen)

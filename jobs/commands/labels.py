@@ -139,8 +139,8 @@ def _write_out(options: Options, lake: Lake) -> int:
         _write(file, rows)
     except OSError as error:
         raise UserError(f"--output {file} cannot be written: {error.strerror}") from None
-    agreed = agreement([(r["reviewer"], tuple(r[n] for n in WINDOW), r["label"]) for r in told])
-    untold = len({tuple(row[n] for n in WINDOW) for row in told}) - len(rows)
+    agreed = agreement([(r["reviewer"], _window_of(r), r["label"]) for r in told])
+    untold = len({_window_of(row) for row in told}) - len(rows)
     result = {
         "labels": str(file), "windows": len(rows), "split": split, "no_emotion": untold,
         "reviewers": dict(Counter(row["reviewer"] for row in told)), "agreement": agreed,
@@ -152,7 +152,7 @@ def _rows(said: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     """A row a window of which most who looked told an emotion; and of how many no label has most votes."""
     windows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in said:
-        windows.setdefault(tuple(row[name] for name in WINDOW), []).append(row)
+        windows.setdefault(_window_of(row), []).append(row)
     rows = []
     split = 0
     for _, of_one in sorted(windows.items()):
@@ -173,6 +173,11 @@ def _rows(said: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
             }
         )  # fmt: skip
     return rows, split
+
+
+def _window_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Of an archive that was cut otherwise since, windows of one number are several."""
+    return (*(row[name] for name in WINDOW), round(row["start_s"], 2), round(row["end_s"], 2))
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:

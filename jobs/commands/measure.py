@@ -17,12 +17,14 @@ from emolake.pipeline.evaluation.measuring import (
     PLACE,
     Output,
     counted,
+    draw_name,
     draw_videos,
     draw_windows,
+    draws_of,
     groupable,
     said_of_draw,
 )
-from emolake.pipeline.lake.labels import read_labels
+from emolake.pipeline.lake.labels import Labels
 from emolake.pipeline.lake.reading import opened
 from emolake.pipeline.storage.files import Storage, parse_options
 
@@ -74,8 +76,8 @@ def run(options: Options) -> int:
         said = Said.of_table(table, f"--labels {options.labels}", options.unit)
         if not said.windows:
             raise UserError(f"--labels {options.labels}: no row has a label yet")
-    elif labels := read_labels(opened(options.output, given), ["emotion"]).to_pylist():
-        said = said_of_draw(output, labels, options.unit or "window", options.seed or 0)
+    else:
+        said = _said_here(options, output)
     found = counted(output, by, said)
     entries = [
         dict(zip(by, group, strict=True)) | entry
@@ -85,6 +87,20 @@ def run(options: Options) -> int:
     if said is None:
         print(_UNMEASURED.format(output=options.output), file=sys.stderr)
     return tell(options, entries, *_lines(entries, by, said))
+
+
+def _said_here(options: Options, output: Output) -> Said | None:
+    """By the draw that is named, or by the one that most labels were asked for by."""
+    labels = Labels.of(opened(options.output, output.storage_options))
+    there = [
+        (unit, seed)
+        for unit, seed in draws_of(labels)
+        if options.unit in (None, unit) and options.seed in (None, seed)
+    ]
+    if len(there) > 1:
+        told = ", ".join(draw_name(unit, seed) for unit, seed in there)
+        print(f"labels of several draws: {told}; the first is taken", file=sys.stderr)
+    return said_of_draw(output, labels, *there[0]) if there else None
 
 
 def _columns(asked: str | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import tempfile
 import webbrowser
 from argparse import ArgumentTypeError
 from pathlib import Path
+from threading import Thread
 
 from emolake.jobs.cli import EXIT_INTERRUPTED
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
@@ -47,6 +48,12 @@ def _port(told: str) -> int:
     return int(told)
 
 
+def _open(file: Path, address: str) -> None:
+    """In the browser, by a file of ours: a command line with the token could be read by other users."""
+    file.write_text(f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={address}">')
+    Thread(target=webbrowser.open, args=(file.as_uri(),), daemon=True).start()
+
+
 def run(options: Options) -> int:
     if any(importlib.util.find_spec(name) is None for name in ("aiohttp", "duckdb")):
         raise UserError("`view` needs more packages: pip install 'emolake[view]'")
@@ -69,7 +76,7 @@ def run(options: Options) -> int:
         print("serves until Ctrl-C", file=sys.stderr)
         if not options.no_browser:
             page = "/review" if options.queue else "/"
-            webbrowser.open(f"{address}{page}?token={viewer.token}")
+            _open(folder / "open.html", f"{address}{page}?token={viewer.token}")
         try:
             asyncio.run(viewer.serve(sock))
         except KeyboardInterrupt:

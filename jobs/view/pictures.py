@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import queue
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -35,11 +36,19 @@ class Pictures:
         self._folder = folder
         self._settings = {"memory_mb": _MEMORY_MB, "storage_options": dict(storage_options)}
         self._children: queue.Queue[_Decoder] = queue.Queue()
+        self._offline = offline
         for _ in range(_CHILDREN):
             self._children.put(_Decoder(self._settings, offline=offline))
+        self.forget()
+
+    def forget(self, *, offline: bool | None = None) -> None:
+        """What was made may be of files that have changed since."""
+        self._offline = self._offline if offline is None else offline
         self._looks: _Kept[str | None] = _Kept(_STILLS)
         self._stills: _Kept[bytes] = _Kept(_STILLS)
-        self._remade: _Kept[tuple[Path, float]] = _Kept(_REMADE, lambda made: made[0].unlink())
+        self._remade: _Kept[tuple[Path, float]] = _Kept(
+            _REMADE, lambda made: made[0].unlink(missing_ok=True)
+        )
 
     def why_remade(self, uri: str) -> str | None:
         """None where browsers play a video as it is."""
@@ -50,26 +59,26 @@ class Pictures:
 
         return self._looks.get(uri, look)
 
-    def still(self, uri: str, time_s: float, box: list[float] | None, paths: list[Any]) -> bytes:
-        """A JPEG of the moment, around a face where its box is given; paths: faces to be blurred
-        (presentation.blur)."""
+    def still(self, uri: str, time_s: float, box: list[float] | None, blur: Any) -> bytes:
+        """A JPEG of the moment, around a face where its box is given; blur: paths of faces to be blurred
+        (presentation.blur), "all", or None."""
         request = {
-            "do": "still", "uri": uri, "time_s": time_s, "box": box, "paths": paths,
+            "do": "still", "uri": uri, "time_s": time_s, "box": box, "blur": blur,
             "width": _STILL_WIDTH,
         }  # fmt: skip
         key = json.dumps(request)
         return self._stills.get(key, lambda: self._asked(request, _STILL_S))
 
-    def remade(self, uri: str, number: int, paths: list[Any]) -> tuple[Path, float]:
+    def remade(self, uri: str, number: int, blur: Any) -> tuple[Path, float]:
         """A stretch as browsers play it, and the time of its first frame."""
-        key = json.dumps([uri, number, bool(paths)])
+        key = json.dumps([uri, number, blur])
 
         def make() -> tuple[Path, float]:
-            target = self._folder / f"{threading.get_ident():x}-{abs(hash(key)):x}.mp4"
+            target = self._folder / f"{secrets.token_hex(8)}.mp4"
             request = {
                 "do": "remake", "uri": uri, "start_s": number * REMADE_S,
                 "end_s": (number + 1) * REMADE_S, "target": str(target), "width": _REMADE_WIDTH,
-                "paths": paths,
+                "blur": blur,
             }  # fmt: skip
             return target, float(self._told(request, _REMAKE_S)["from"])
 
@@ -86,6 +95,9 @@ class Pictures:
     def _asked(self, request: dict[str, Any], timeout_s: float) -> bytes:
         decoder = self._children.get()
         try:
+            if decoder.child.offline and not self._offline:
+                decoder.child.stop()
+                decoder = _Decoder(self._settings, offline=False)
             answer = decoder.ask(request | {"cpu_seconds": 2 * timeout_s}, timeout_s)
         finally:
             self._children.put(decoder)

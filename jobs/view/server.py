@@ -8,18 +8,20 @@ anywhere: Host, Origin and Sec-Fetch-Site are checked at each request.
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from emolake.jobs.view.pictures import REMADE_S, Pictures
 from emolake.pipeline.config import mistake
@@ -36,6 +38,7 @@ from emolake.pipeline.storage.files import Storage
 _ROOM = Path(view.__file__).parent
 _BLOCK = 1 << 20  # bytes of a video at once
 _THREADS = 16
+_NAMES = ("127.0.0.1", "localhost")
 _OTHERS_S = 3.0  # how old what others have said may be
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; media-src 'self'; "
@@ -57,14 +60,17 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+
+
 class Word(BaseModel, extra="forbid", strict=True):
     """What the page sends of a window. label: None takes back; queue: how it came to be asked, as
     `Queue.told`."""
 
     video_id: str
-    segment: int
-    track_id: int
-    window: int
+    segment: Int32
+    track_id: Int32
+    window: Int32
     kind: str
     label: str | None
     blind: bool = False
@@ -89,6 +95,7 @@ class Viewer:
         self.queue, self.blind, self.blur = queue, blind, blur
         self.token = secrets.token_urlsafe(24)
         self._threads = ThreadPoolExecutor(_THREADS, "view")
+        self._saving = ThreadPoolExecutor(2, "say")  # pictures may take all the others
         self._others_at = time.monotonic()
         self._pages = Environment(
             loader=FileSystemLoader(_ROOM), autoescape=True, undefined=StrictUndefined,
@@ -125,29 +132,34 @@ class Viewer:
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            for pool in (self._threads, self._saving):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[..., T], *given: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+
+    async def _at_once(self, work: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._saving, work, *given)
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
         cookie = f"emolake-{port}"
-        ours = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+        ours = {f"{name}:{port}" for name in _NAMES} | (set(_NAMES) if port == 80 else set())
         origin = request.headers.get("Origin")
+        site = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
         if (
             request.host not in ours
             or (origin is not None and origin not in {f"http://{host}" for host in ours})
-            or request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+            or (site and not self._opened_by_us(request))
         ):
             raise web.HTTPForbidden(text="this page is for the browser of this machine alone")
         given = request.query.get("token") or request.cookies.get(cookie) or ""
-        if not secrets.compare_digest(given.encode(), self.token.encode()):
+        if not secrets.compare_digest(given.encode(errors="surrogateescape"), self.token.encode()):
             raise web.HTTPForbidden(
                 text="open the address that `emolake view` printed, with its token"
             )
-        if request.method != "GET" and request.content_type != "application/json":
+        if request.method == "POST" and request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="what is sent has to be JSON")
         response = await handler(request)
         if not response.prepared:
@@ -158,6 +170,11 @@ class Viewer:
                 response.set_cookie(cookie, self.token, httponly=True, samesite="Strict", path="/")
         return response
 
+    def _opened_by_us(self, request: web.Request) -> bool:
+        """From the file that the command opens, which has the token and no origin."""
+        given = request.query.get("token", "").encode(errors="surrogateescape")
+        return request.method == "GET" and secrets.compare_digest(given, self.token.encode())
+
     def _page(self, name: str, **told: Any) -> web.Response:
         text = self._pages.get_template(name).render(
             output=self.index.lake.uri, overview=self.index.overview(), read_at=self.index.read_at,
@@ -166,13 +183,14 @@ class Viewer:
         return web.Response(text=text, content_type="text/html")
 
     async def _archive(self, request: web.Request) -> web.StreamResponse:
-        asked = Filter.of(request.query)
+        asked = Filter.of(request.query.items())
         page = _whole(request.query.get("page", "1"), "page")
         count, moments = await self._in_thread(self.index.moments, asked, page - 1)
         facets = await self._in_thread(self.index.facets, asked)
+        told = dict.fromkeys(FACETS) | asked.told()
         return await self._in_thread(
             lambda: self._page(
-                "archive.html.j2", asked=asked, told=asked.told(), count=count, moments=moments,
+                "archive.html.j2", asked=asked, told=told, count=count, moments=moments,
                 facets=facets, facet_names=FACETS, page=page, pages=max(-(-count // PAGE), 1),
                 sorts=SORTS, queue=self.queue.told(),
             )
@@ -215,12 +233,7 @@ class Viewer:
         segments = await self._in_thread(self._segments, request)
         blind = request.query.get("blind") == "1"
         await self._hear_others()
-        try:
-            told = await self._in_thread(self._told, segments, blind)
-        except FileNotFoundError:  # compacted since
-            await self._in_thread(self.index.read)
-            segments = await self._in_thread(self._segments, request)
-            told = await self._in_thread(self._told, segments, blind)
+        told = await self._in_thread(self._told, segments, blind)
         response = web.json_response(told)
         response.enable_compression()
         return response
@@ -228,7 +241,7 @@ class Viewer:
     def _told(self, segments: list[dict[str, Any]], blind: bool) -> dict[str, Any]:
         """A video's lanes, paths and labels. blind: nothing that anybody answered."""
         first = segments[0]
-        annotations, tracks = self.index.rows_of(first["video_id"])
+        annotations, tracks = self._rows_of(first["video_id"])
         people = [] if blind else self.index.said_of(first["video_id"])
         lanes: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in sorted(annotations, key=lambda row: row["start_s"]):
@@ -264,27 +277,45 @@ class Viewer:
                 {name: row[name] for name in (*WINDOW, "kind", "label", "reviewer", "start_s", "end_s")}
                 for row in people
             ],
-        } | self._playing(first["uri"])  # fmt: skip
+        } | self._playing(first["video_id"], first["uri"])  # fmt: skip
 
-    def _playing(self, uri: str) -> dict[str, Any]:
+    def _rows_of(self, video_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        try:
+            return self.index.rows_of(video_id)
+        except FileNotFoundError:  # compacted since
+            self._read_anew()
+            return self.index.rows_of(video_id)
+
+    def _read_anew(self) -> None:
+        self.index.read()
+        self.pictures.forget(offline=self.index.all_local())
+
+    def _playing(self, video_id: str, uri: str) -> dict[str, Any]:
         """How the browser gets the video: as it is or remade, or why it gets none."""
         try:
             why = self.pictures.why_remade(uri)
         except VideoError as error:
             return {"gone": f"{error.reason}: {error.detail}"}
-        return {"remade": "faces are blurred" if self.blur else why}
+        if self.blur:
+            all_of_it = self._blurred(video_id) == "all"
+            why = "faces are blurred" + (
+                ", and as not all of it was analysed, so is the rest" if all_of_it else ""
+            )
+        return {"remade": why}
 
     async def _hear_others(self) -> None:
         if time.monotonic() - self._others_at > _OTHERS_S:
             self._others_at = time.monotonic()
-            await self._in_thread(self.index.read_labels)
+            await self._at_once(self.index.read_labels)
 
     async def _next(self, request: web.Request) -> web.StreamResponse:
         queue = Queue.of(request.query)
         await self._hear_others()
-        found, done, total = await self._in_thread(self.index.next_in, queue)
+        found, done, total = await self._at_once(self.index.next_in, queue)
         item = found and {name: found[name] for name in (*WINDOW, "start_s", "end_s", "uri")}
-        taught = await self._in_thread(self.index.taught)
+        # What the model had right is told to nobody who is asked blind: it would be the answer, one late.
+        blind = request.query.get("blind") == "1"
+        taught = None if blind else await self._at_once(self.index.taught)
         return web.json_response(
             {"item": item, "done": done, "total": total, "taught": taught, "queue": str(queue)}
         )
@@ -296,13 +327,13 @@ class Viewer:
             raise mistake(Word, error, "what is said of a window") from None
         told = word.model_dump() | {"queue": word.queue and str(Queue.of(word.queue))}
         # A browser that leaves in the middle stops nothing here: what it sent is stored.
-        stored = await asyncio.shield(self._in_thread(self.index.say, told))
+        stored = await asyncio.shield(self._at_once(self.index.say, told))
         kept = (*WINDOW, "kind", "label", "reviewer", "start_s", "end_s", "revision")
         return web.json_response({name: stored[name] for name in kept})
 
     async def _read(self, _: web.Request) -> web.StreamResponse:
-        await self._in_thread(self.index.read)
-        return web.json_response(self.index.overview())
+        await self._in_thread(self._read_anew)
+        return web.json_response(await self._in_thread(self.index.overview))
 
     async def _still(self, request: web.Request) -> web.StreamResponse:
         segments = await self._in_thread(self._segments, request)
@@ -317,11 +348,14 @@ class Viewer:
         headers = {"Cache-Control": "private, max-age=3600"}
         return web.Response(body=data, content_type="image/jpeg", headers=headers)
 
-    def _blurred(self, video_id: str) -> list[Any]:
+    def _blurred(self, video_id: str) -> Any:
+        """Where faces are, "all" where that is not known of all the video, None where all may be seen."""
         if not self.blur:
-            return []
-        _, tracks = self.index.rows_of(video_id)
-        return [[point[:5] for point in _path(track)] for track in tracks] or [[]]
+            return None
+        _, tracks = self._rows_of(video_id)
+        if not self.index.whole(video_id):
+            return "all"
+        return [[point[:5] for point in _path(track)] for track in tracks]
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
         """The bytes that are asked for of a video, from wherever it lies."""
@@ -331,27 +365,36 @@ class Viewer:
         uri = segments[0]["uri"]
         fs, path = await self._in_thread(self.storage.locate, uri)
         size = (await self._in_thread(fs.info, path))["size"]
-        try:
-            start, stop, _ = request.http_range.indices(size)
-        except ValueError:
-            start = stop = size
-        ranged = "Range" in request.headers
+        if size is None:
+            raise OSError(f"{in_a_line(uri)} does not tell its length, so no part of it can be had")
         headers = {"Accept-Ranges": "bytes"} | _HEADERS
-        if ranged and start >= stop:
+        headers["Content-Type"] = _TYPES.get(Path(uri).suffix.lower(), "video/mp4")
+        span = _range(request.headers.get("Range"), size)
+        start, stop = (0, size) if span is None else span
+        if start >= stop and span is not None:
             headers["Content-Range"] = f"bytes */{size}"
             raise web.HTTPRequestRangeNotSatisfiable(headers=headers)
-        headers["Content-Type"] = _TYPES.get(Path(uri).suffix.lower(), "video/mp4")
         headers["Content-Length"] = str(stop - start)
-        if ranged:
+        if span is not None:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
+        response = web.StreamResponse(status=200 if span is None else 206, headers=headers)
         await response.prepare(request)
-        for at in range(start, stop, _BLOCK):
-            end = min(at + _BLOCK, stop)
-            await response.write(
-                await self._in_thread(lambda a, e: fs.cat_file(path, start=a, end=e), at, end)
-            )
-        await response.write_eof()
+        if request.method == "HEAD":
+            return response
+        try:
+            for at in range(start, stop, _BLOCK):
+                end = min(at + _BLOCK, stop)
+                data = await self._in_thread(
+                    lambda a, e: fs.cat_file(path, start=a, end=e), at, end
+                )
+                if len(data) != end - at:
+                    raise OSError(f"{in_a_line(uri)} has become shorter")
+                await response.write(data)
+            await response.write_eof()
+        except OSError:
+            # What was promised cannot be kept: the browser has to see that, and no second answer.
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _remade(self, request: web.Request) -> web.StreamResponse:
@@ -401,21 +444,36 @@ def _address(path: str, *told: Mapping[str, Any], **more: Any) -> str:
     asked: dict[str, Any] = {}
     for part in (*told, more):
         asked |= part
-    query = urlencode({name: value for name, value in asked.items() if value not in ("", None)})
+    kept = {name: value for name, value in asked.items() if value not in ("", None, (), [])}
+    query = urlencode(kept, doseq=True)
     return f"{path}?{query}" if query else path
 
 
+def _range(told: str | None, size: int) -> tuple[int, int] | None:
+    """The one part of `size` bytes that is asked for (RFC 9110, 14.2), empty where there is none such; None
+    where all is: no range, several, or another unit."""
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", told or "")
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        return max(size - int(found[2]), 0), size
+    return int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
+
+
 def _whole(told: str, name: str, least: int = 1) -> int:
-    if not told.isdecimal() or not least <= int(told) < 1 << 31:
-        raise UserError(f"{name} {told!r} is no number from {least} on")
+    if not re.fullmatch(r"[0-9]{1,9}", told) or int(told) < least:
+        raise UserError(f"{name} {told[:40]!r} is no number from {least} on")
     return int(told)
 
 
 def _real(told: str, name: str) -> float:
     try:
-        return float(told)
+        number = float(told)
     except ValueError:
-        raise UserError(f"{name} {told!r} is no number") from None
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise UserError(f"{name} {told[:40]!r} is no number from 0 on")
+    return number
 
 
 def _lane_name(row: Mapping[str, Any]) -> str:

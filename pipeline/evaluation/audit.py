@@ -19,7 +19,7 @@ KEY = ("segment", "track_id", "window")
 """What tells the windows of a video apart."""
 UNITS = ("window", "video")
 _NAMING = (KEY, ("track_id", "start_s"), ("start_s",))
-_SAME_S = 0.01  # of two times that mean one
+SAME_S = 0.01  # of two times that mean one
 _KNOWN_BY = (*KEY, "start_s", "end_s")
 
 
@@ -40,7 +40,7 @@ class Window:
 def same_window(one: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     """Whether what names a window, by some of its number and times, names this one."""
     return all(
-        abs(row[name] - one[name]) <= (_SAME_S if name.endswith("_s") else 0)
+        abs(row[name] - one[name]) <= (SAME_S if name.endswith("_s") else 0)
         for name in _KNOWN_BY
         if name in one
     )

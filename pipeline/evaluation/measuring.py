@@ -4,8 +4,9 @@ people to say it of."""
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -18,10 +19,11 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import KEY, Said, same_window
 from emolake.pipeline.evaluation.shares import Audit, lot, share, worth
 from emolake.pipeline.labels import canonical
+from emolake.pipeline.lake.labels import Labels
 from emolake.pipeline.lake.reading import stream, table_schema
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 
-PLACE = ("uri", "start_s", "end_s", *KEY)
+PLACE = ("uri", "start_s", "end_s", *KEY, "video_id")
 _READ = (*PLACE, "emotion", "scores", "model")
 _SHORTEST_S = 1e-3  # of a window of one frame, which must count
 
@@ -248,34 +250,51 @@ def draw_videos(output: Output, n: int, seed: int) -> Draw:
     return Draw(rows, len(uris))
 
 
-def said_of_draw(
-    output: Output, labels: Iterable[Mapping[str, Any]], unit: str, seed: int
-) -> Said | None:
-    """What of an output's own labels (of emotions) is a random sample: in the order of `lot`, all up
-    to the last that was asked for in this order, as long as none before it is missing. What else was
-    asked for counts where it lies among these: its place there was chance. None where there is none."""
+def said_of_draw(output: Output, labels: Labels, unit: str, seed: int) -> Said | None:
+    """What of an output's own labels is a random sample: in the order of `lot`, all before the first window
+    (or video) that is not labelled whole, where any was asked for in this order. None where none was.
+
+    Others among these were chosen for what they are, by other queues; their place in the order was chance.
+    Who is asked passes over them and stops at one that nobody has labelled, which is left out: so of n in
+    the sample the k that were asked estimate their part as k / n without bias (inverse sampling: Haldane
+    1945, (r - 1) / (n' - 1)).
+    """
     said: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in labels:
-        said[tuple(row[name] for name in ("uri", *KEY))].append(row)
-    if unit == "window":
-        drawn = draw_windows(output, len(said) + 1, seed).rows
-    else:
-        drawn = draw_videos(output, len({uri for uri, *_ in said}) + 1, seed).rows
+    for row in labels.standing(["emotion"]):
+        said[tuple(row[name] for name in _WINDOW)].append(row)
+    name = draw_name(unit, seed)
+    asked = {
+        tuple(row[n] for n in _WINDOW) for row in labels.rows.values() if row["queue"] == name
+    }  # whatever was said later
+    if not asked & said.keys():
+        return None
+    n = len(said) if unit == "window" else len({row[0]["uri"] for row in said.values()})
+    drawn = (draw_windows if unit == "window" else draw_videos)(output, n + 1, seed).rows
     found: list[tuple[dict[str, Any], list[str]]] = []
-    sure = 0
     for _, rows in groupby(enumerate(drawn), lambda at: at[1]["uri"] if unit == "video" else at[0]):
         of_unit = []
-        asked = False
         for _, row in rows:
-            own = said.get(tuple(row[name] for name in ("uri", *KEY)), ())
-            own = [label for label in own if same_window(label, row)]
-            asked |= any(label["queue"] == draw_name(unit, seed) for label in own)
-            of_unit.append((row, [label["label"] for label in own]))
+            own = said.get(tuple(row[name] for name in _WINDOW), ())
+            of_unit.append((row, [label["label"] for label in own if same_window(label, row)]))
         if not all(told for _, told in of_unit):
             break
         found += of_unit
-        sure = len(found) if asked else sure
-    return Said.of_draw("the output's labels", unit, found[:sure]) if sure else None
+    if not any(tuple(row[name] for name in _WINDOW) in asked for row, _ in found):
+        return None
+    return Said.of_draw("the output's labels", unit, found)
+
+
+_WINDOW = ("video_id", *KEY)
+
+
+def draws_of(labels: Labels) -> list[tuple[str, int]]:
+    """Unit and seed of the random draws that labels were asked for by, the one with most first."""
+    found = Counter(row["queue"] for row in labels.rows.values() if row["queue"] is not None)
+    told = ((re.fullmatch(_DRAW_NAME, name), n) for name, n in found.most_common())
+    return [(match[1], int(match[2])) for match, _ in told if match is not None]
+
+
+_DRAW_NAME = r"random (window|video)s, seed (-?\d+)"
 
 
 def draw_name(unit: str, seed: int) -> str:

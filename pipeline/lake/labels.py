@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -59,12 +60,14 @@ class Labels:
         for left in reversed(range(_TRIES)):
             there = self.lake.files(LABELS)
             new = [file for file in there if file.path not in self.files]
-            try:
+            rows = []
+            with suppress(FileNotFoundError):
                 rows = [row for _, table in self.lake.read_tables(new) for row in table.to_pylist()]
-                break
-            except FileNotFoundError:  # merged meanwhile
-                if not left:
-                    raise
+                # A listing is no moment: it may have missed what was merged and what came for it.
+                if {f.path for f in there} <= {f.path for f in self.lake.files(LABELS)}:
+                    break
+            if not left:
+                raise FileNotFoundError(f"labels of {self.lake.uri} are being merged all the time")
         self.files = {file.path for file in there}
         forgotten = Forgotten.of(self.lake) if rows else None
         come = [row for row in rows if not (forgotten and row["uri"] in forgotten)]
@@ -82,7 +85,9 @@ class Labels:
     def standing(self, kinds: Collection[str] = KINDS) -> list[dict[str, Any]]:
         """Of each reviewer, window and kind the word that counts, those taken back left out."""
         return [
-            row for row in self._last.values() if row["label"] is not None and row["kind"] in kinds
+            row
+            for row in list(self._last.values())  # while another thread may add some
+            if row["label"] is not None and row["kind"] in kinds
         ]
 
     def last(self, slot: tuple[Any, ...]) -> dict[str, Any] | None:
@@ -144,6 +149,7 @@ def save(lake: Lake, said: dict[str, Any], corpus: str, date: str) -> dict[str, 
 def merge(lake: Lake, fence: Fence) -> None:
     """Few files of many: one a partition. Needs the lease, as erasing does, lest one brings back what the
     other took out."""
+    lake.remove(path for path, _ in lake.partial_files([LABELS]))  # whoever lives writes it again
     for files in _by_partition(lake.files(LABELS)):
         if len(files) > 1:
             _rewrite(lake, files, (), fence)

@@ -28,6 +28,13 @@ def boxes_at(paths: Iterable[Path], time_s: float) -> list[NDArray[np.float64]]:
     return found
 
 
+def all_blurred(picture: Frame) -> Frame:
+    """A frame (H, W, 3) as a few blocks of colour: where nobody knows where its faces are."""
+    height, width = picture.shape[:2]
+    few = cv2.resize(picture, (2 * _CELLS, 2 * _CELLS), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(few, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 def blurred(picture: Frame, boxes: Iterable[NDArray[np.float64]]) -> Frame:
     """A copy of a frame (H, W, 3) with an ellipse of a few blocks of colour over each box and its margin."""
     canvas = picture.copy()

@@ -7,7 +7,10 @@ page shows (paths, scores) is read from the lake when that page is opened.
 
 from __future__ import annotations
 
+import math
+import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -20,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.evaluation.audit import UNITS
+from emolake.pipeline.evaluation.audit import SAME_S, UNITS
 from emolake.pipeline.evaluation.measuring import draw_name
 from emolake.pipeline.lake.labels import ANSWER, SLOT, WINDOW, Labels, checked, save, slot_of
 from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
-from emolake.pipeline.lake.schema import VIDEO_ITSELF
+from emolake.pipeline.lake.schema import LABELS, VIDEO_ITSELF
 from emolake.pipeline.storage.shards import Joined
 
 PAGE = 48
@@ -42,9 +45,17 @@ SORTS = {
 }
 _AT_ONCE = 50_000  # rows
 _VALUES = 60  # of a facet
+_VIDEOS_KEPT = 8
+_OF_A_VIDEO = {
+    "annotations": (
+        *("video_id", "segment", "track_id", "window", "start_s", "end_s", "emotion", "confidence"),
+        *("scores", "uncertain", "transcript", "description", "person_id", "model"),
+    ),
+    "tracks": ("video_id", "segment", "track_id", "start_s", "end_s", "path"),
+}
 _OF_SEGMENTS = (
     *("video_id", "uri", "segment", "n_segments", "state", "reason", "detail", "duration_s"),
-    *("fps", "width", "height", "codec", "n_windows", "n_tracks", "commit_id"),
+    *("fps", "n_windows", "n_tracks", "n_dropped_tracks", "commit_id"),
 )
 _OF_WINDOWS = (
     *("video_id", "uri", "segment", "track_id", "window", "start_s", "end_s", "emotion"),
@@ -69,6 +80,18 @@ _ARCHIVE = f"""
     window same as (partition by {_KEY})
     qualify row_number() over (partition by {_KEY} order by place) = 1
 """
+_MOMENTS = f"""
+    create or replace view moments as
+    select w.*, coalesce(l.label, '') as told, if(l.label is null, 'no', 'yes') as reviewed
+    from windows w left join (
+        select {_KEY}, round(start_s, 2) as said_from, round(end_s, 2) as said_to,
+            string_agg(label, ', ' order by reviewer) as label
+        from said where kind = 'emotion' group by all
+    ) l on l.video_id = w.video_id and l.segment = w.segment and l.track_id = w.track_id
+        and l."window" = w."window" and abs(w.start_s - said_from) <= {SAME_S}
+        and abs(w.end_s - said_to) <= {SAME_S}
+"""
+"""A window that was cut otherwise since is not the one of which something was said."""
 _LOT = {
     "window": 'concat(uri, chr(0), segment, chr(0), track_id, chr(0), "window")',
     "video": "uri",
@@ -77,13 +100,14 @@ _LOT = {
 
 @dataclass(frozen=True)
 class Filter:
-    """What the archive page shows, as its address says it: strings, empty where nothing is asked."""
+    """What the archive page shows, as its address says it: facets by the values that are wanted, the rest as
+    typed; empty where nothing is asked."""
 
-    emotion: str = ""
-    corpus: str = ""
-    date: str = ""
-    model: str = ""
-    reviewed: str = ""
+    emotion: tuple[str, ...] = ()
+    corpus: tuple[str, ...] = ()
+    date: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    reviewed: tuple[str, ...] = ()
     video: str = ""
     words: str = ""
     person: str = ""
@@ -95,16 +119,22 @@ class Filter:
     sort: str = "sure"
 
     @classmethod
-    def of(cls, told: Mapping[str, str]) -> Filter:
-        """UserError where a value is none of its kind."""
-        known = {f.name: told[f.name].strip() for f in fields(cls) if told.get(f.name, "").strip()}
+    def of(cls, told: Iterable[tuple[str, str]] = ()) -> Filter:
+        """told: names and values, of facets several. UserError where a value is none of its kind."""
+        known: dict[str, Any] = {}
+        names = {f.name for f in fields(cls)}
+        for name, value in told:
+            if name in FACETS:
+                known[name] = (*known.get(name, ()), value)
+            elif name in names and value.strip():
+                known[name] = value.strip()
         made = cls(**known)
         made.where()
         if made.sort not in SORTS:
             raise UserError(f"sort {made.sort!r} is unknown; there are {', '.join(SORTS)}")
         return made
 
-    def told(self) -> dict[str, str]:
+    def told(self) -> dict[str, Any]:
         """What differs from asking for nothing."""
         return {
             name: value for name, value in asdict(self).items() if value != getattr(Filter, name)
@@ -122,7 +152,7 @@ class Filter:
 
     def of_facets(self, but: str | None = None) -> tuple[str, list[Any]]:
         """The same of facets. but: one that is left out, to count its other values."""
-        chosen = {name: getattr(self, name).split(",") for name in FACETS if getattr(self, name)}
+        chosen = {name: getattr(self, name) for name in FACETS if getattr(self, name)}
         chosen.pop(but or "", None)
         parts = (f"{name} in ({', '.join('?' * len(of))})" for name, of in chosen.items())
         return " and ".join(parts) or "true", [value for of in chosen.values() for value in of]
@@ -142,9 +172,12 @@ _CLAUSES = {
 
 def _number(name: str, told: str) -> float:
     try:
-        return float(told)
+        number = float(told)
     except ValueError:
-        raise UserError(f"{name} {told!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name} {told[:40]!r} is no number")
+    return number
 
 
 @dataclass(frozen=True)
@@ -167,8 +200,8 @@ class Queue:
                 raise UserError(f"{what} {given!r} is unknown; there are {', '.join(known)}")
         if per and per not in PER:
             raise UserError(f"per {per!r} is unknown; there are {', '.join(PER)}")
-        if not seed.lstrip("-").isdecimal():
-            raise UserError(f"seed {seed!r} is no whole number")
+        if not re.fullmatch(r"-?[0-9]{1,18}", seed):
+            raise UserError(f"seed {seed[:40]!r} is no whole number of up to 18 digits")
         return cls(name, int(seed), per, unit)
 
     def __str__(self) -> str:
@@ -216,6 +249,10 @@ class Index:
         self.read_at = datetime.now(UTC)
         self._connection = duckdb.connect(str(folder / "index.duckdb"))
         self._writing = threading.Lock()
+        self._keeping = threading.Lock()
+        self._kept: OrderedDict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = (
+            OrderedDict()
+        )
         self._queues: dict[Queue, str] = {}
         self.read()
 
@@ -226,6 +263,8 @@ class Index:
             self.labels = Labels.of(self.lake)
             self._fill_said(cursor)
             self.read_at = datetime.now(UTC)
+        with self._keeping:
+            self._kept.clear()
 
     def read_labels(self) -> None:
         """What others have said since."""
@@ -270,26 +309,10 @@ class Index:
         cursor.execute(_ARCHIVE)
 
     def _fill_said(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        names = (*SLOT, "label")
-        schema = pa.schema(
-            [
-                (n, pa.int32() if n in ("segment", "track_id", "window") else pa.string())
-                for n in names
-            ]
-        )
-        rows = [{name: row[name] for name in names} for row in self.labels.standing()]
-        cursor.register("came", pa.Table.from_pylist(rows, schema))
+        cursor.register("came", _said_table(self.labels.standing()))
         cursor.execute("create or replace table said as select * from came")
-        cursor.execute(
-            f"""
-            create or replace view moments as
-            select w.*, coalesce(l.label, '') as told, if(l.label is null, 'no', 'yes') as reviewed
-            from windows w left join (
-                select {_KEY}, string_agg(label, ', ' order by reviewer) as label
-                from said where kind = 'emotion' group by {_KEY}
-            ) l using ({_KEY})
-            """
-        )
+        cursor.unregister("came")
+        cursor.execute(_MOMENTS)
 
     def _rows(self, sql: str, values: Iterable[Any] = ()) -> list[dict[str, Any]]:
         with self._cursor() as cursor:
@@ -352,23 +375,46 @@ class Index:
         return self._rows("select * from segments where video_id = ? order by segment", [video_id])
 
     def rows_of(self, video_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """A video's annotations and tracks, whole. FileNotFoundError where they were rewritten since the
-        index was read."""
+        """A video's annotations and tracks. FileNotFoundError where they were rewritten since the index was
+        read."""
+        with self._keeping:
+            if video_id in self._kept:
+                self._kept.move_to_end(video_id)
+                return self._kept[video_id]
         found: dict[str, list[dict[str, Any]]] = {"annotations": [], "tracks": []}
-        for segment in self.video(video_id):
-            needed = {"annotations": segment["n_windows"], "tracks": segment["n_tracks"]}
-            for table, rows in found.items():
-                if not needed[table] or not segment["n_windows"]:
-                    continue
+        segments = [segment for segment in self.video(video_id) if segment["n_windows"]]
+        for table, rows in found.items():
+            needed = [s for s in segments if table == "annotations" or s["n_tracks"]]
+            commits: dict[tuple[str, str, str], list[int]] = {
+                (s["corpus"], s["date"], s["commit_id"]): [] for s in needed
+            }
+            for segment in needed:
                 place = (segment["corpus"], segment["date"], segment["commit_id"])
+                commits[place].append(segment["segment"])
+            for place, wanted in sorted(commits.items()):
                 file = DataFile(self.lake.data_path(table, *place), 0)
-                read = self.lake.read_table(file)
-                wanted = pc.and_(
+                read = self.lake.read_table(file, list(_OF_A_VIDEO[table]))
+                own = pc.and_(
                     pc.equal(read["video_id"], video_id),
-                    pc.equal(read["segment"], segment["segment"]),
+                    pc.is_in(read["segment"], pa.array(wanted)),
                 )
-                rows += read.filter(wanted).to_pylist(maps_as_pydicts="strict")
-        return found["annotations"], found["tracks"]
+                rows += read.filter(own).to_pylist(maps_as_pydicts="strict")
+        told = found["annotations"], found["tracks"]
+        with self._keeping:
+            self._kept[video_id] = told
+            while len(self._kept) > _VIDEOS_KEPT:
+                self._kept.popitem(last=False)
+        return told
+
+    def whole(self, video_id: str) -> bool:
+        """Whether all of a video was analysed and each face that was met is told."""
+        segments = self.video(video_id)
+        _, tracks = self.rows_of(video_id)
+        return (
+            len(segments) == segments[0]["n_segments"]
+            and all(s["state"] != "failed" and not s["n_dropped_tracks"] for s in segments)
+            and len(tracks) == sum(s["n_tracks"] for s in segments)
+        )
 
     def said_of(self, video_id: str) -> list[dict[str, Any]]:
         return [row for row in self.labels.standing() if row["video_id"] == video_id]
@@ -376,14 +422,18 @@ class Index:
     def next_in(self, queue: Queue) -> tuple[dict[str, Any] | None, int, int]:
         """The first window that the reviewer has said nothing of, how many they have, of how many."""
         table = self._queue_table(queue)
-        mine = f"(select {_KEY} from said where reviewer = ? and kind = 'emotion')"
+        mine = (
+            f"(select {_KEY} from said join faces f using ({_KEY}) where reviewer = ? and kind = 'emotion' "
+            f"and abs(said.start_s - f.start_s) <= {SAME_S} and abs(said.end_s - f.end_s) <= {SAME_S})"
+        )
         (count,) = self._rows(
             f"""
-            select count(*) as n, count(*) filter (({_KEY}) in {mine}) as done,
-                min(place) filter (({_KEY}) not in {mine}) as place
+            with mine as materialized {mine}
+            select count(*) as n, count(*) filter (({_KEY}) in (from mine)) as done,
+                min(place) filter (({_KEY}) not in (from mine)) as place
             from {table}
             """,
-            [self.reviewer, self.reviewer],
+            [self.reviewer],
         )
         found = self._rows(
             f"select f.* from faces f join {table} q using ({_KEY}) where q.place = ?",
@@ -416,6 +466,15 @@ class Index:
             "by": dict(sorted(by.items())),
         }
 
+    def _check_track(self, row: Mapping[str, Any], other: str) -> None:
+        segment, _, track = other.partition(".")
+        if (int(segment), int(track)) != (row["segment"], row["track_id"]) and self._rows(
+            "select 1 from faces where video_id = ? and segment = ? and track_id = ? limit 1",
+            [row["video_id"], segment, track],
+        ):
+            return
+        raise UserError(f"the video has no other face {other}")
+
     def say(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Stores what the reviewer says of a window, and returns the row. told: the keys of `WINDOW`, kind,
         label (None takes it back), blind, queue. UserError where there is no such window."""
@@ -424,6 +483,8 @@ class Index:
         if not found:
             raise UserError("there is no such window in the output as it was read; read it anew")
         row = found[0]
+        if told["kind"] == "same person" and told["label"] is not None:
+            self._check_track(row, checked("same person", told["label"]) or "")
         said = {name: row[name] for name in (*WINDOW, "uri", "start_s", "end_s", *ANSWER)}
         said |= {"reviewer": self.reviewer, "kind": told["kind"], "blind": bool(told.get("blind"))}
         said |= {"label": checked(told["kind"], told["label"]), "queue": told.get("queue") or None}
@@ -433,8 +494,24 @@ class Index:
             stored = save(self.lake, said, row["corpus"], row["date"])
             self.labels.add(stored)
             with self._cursor() as cursor:
-                self._fill_said(cursor)
+                cursor.execute(
+                    f"delete from said where ({', '.join(map(_quoted, SLOT))}) = "
+                    f"({', '.join('?' * len(SLOT))})",
+                    list(slot_of(stored)),
+                )
+                cursor.register("came", _said_table([stored]))
+                cursor.execute("insert into said select * from came where label is not null")
         return stored
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _said_table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = (*SLOT, "label", "start_s", "end_s")
+    schema = pa.schema([LABELS.field(name).with_nullable(True) for name in names])
+    return pa.Table.from_pylist([{name: row[name] for name in names} for row in rows], schema)
 
 
 def _some(table: str, columns: Iterable[str]) -> pa.Schema:

@@ -30,22 +30,32 @@ class Film {
   constructor(element, stretch) {
     this.element = element; this.stretch = stretch; this.begins = 0; this.number = null; this.remade = false;
     element.addEventListener("error", () => this.failed());
+    element.addEventListener("loadeddata", () => { this.ready = !this.loading; });
     element.addEventListener("loadedmetadata", () => { if (!this.remade && !element.videoWidth) this.failed(); });
   }
   open(story, at, told) {
+    // Nothing of the last film may stay in sight under what is asked of this one.
+    this.element.pause(); this.element.removeAttribute("src"); this.element.load();
     this.id = story.video_id; this.duration = story.duration_s; this.told = told; this.number = null;
-    this.remade = Boolean(story.remade); this.begins = 0; this.wanted = at;
-    if (story.gone) { this.element.removeAttribute("src"); told(`This video cannot be shown: ${story.gone}`, true); return; }
-    told(this.remade ? `Remade around the moment: ${story.remade}.` : "");
-    if (this.remade) this.seek(at); else { this.element.src = `/media/${this.id}`; this.seek(at); }
+    this.remade = Boolean(story.remade); this.begins = 0; this.wanted = at; this.turn = (this.turn || 0) + 1; this.lost = Boolean(story.gone);
+    this.loading = this.ready = false;
+    if (story.gone) { told(`This video cannot be shown: ${story.gone}`, true); return; }
+    this.plain = this.remade ? `Remade around the moment: ${story.remade}.` : "";
+    told(this.plain);
+    if (!this.remade) this.element.src = `/media/${this.id}`;
+    this.seek(at);
   }
   failed() {
-    if (!this.id) return;
-    if (this.remade) { fetch(this.element.src).then((a) => a.ok ? "the browser cannot play it" : a.text()).then((why) => this.told(`This moment cannot be shown: ${why}`, true)); return; }
+    if (!this.id || this.lost || !this.element.getAttribute("src")) return;
+    if (this.remade) { this.fail("the browser cannot play it"); return; }
     this.remade = true; this.number = null;
-    this.told("Remade around the moment: this browser cannot play the file.");
+    this.plain = "Remade around the moment: this browser cannot play the file.";
+    this.told(this.plain);
     this.seek(this.wanted);
   }
+  fail(why) { this.number = null; this.lost = true; this.told(`This moment cannot be shown: ${why}`, true); }
+  // Whether the picture of the wanted moment is there, or it is known that there will be none.
+  get settled() { return this.lost || this.ready; }
   get more() { return this.remade && (this.number + 1) * this.stretch < this.duration; }
   get time() { return this.begins + this.element.currentTime; }
   seek(at) {
@@ -55,13 +65,20 @@ class Film {
   }
   async load(number, at, play) {
     if (number !== this.number) {
-      this.number = number;
-      const source = `/remade/${this.id}/${number}`;
-      const head = await fetch(source, { headers: { Range: "bytes=0-0" } });
-      if (number !== this.number) return;
-      if (!head.ok) { this.told(`This moment cannot be shown: ${await head.text()}`, true); return; }
+      const turn = ++this.turn, source = `/remade/${this.id}/${number}`;
+      this.number = number; this.loading = true; this.lost = this.ready = false; this.element.pause();
+      let head, why = "";
+      try {
+        head = await fetch(source, { headers: { Range: "bytes=0-0" } });
+        if (!head.ok) why = await head.text();
+      } catch (error) { why = error.message; }
+      if (turn !== this.turn) return; // something else is wanted by now
+      this.loading = false;
+      if (why) { this.element.removeAttribute("src"); this.element.load(); this.fail(why); return; }
+      this.told(this.plain);
       this.begins = Number(head.headers.get("X-Begins")) || 0;
       this.element.src = source;
+      at = Math.max(at, this.wanted);
     }
     this.element.currentTime = Math.max(0, at - this.begins);
     if (play) this.element.play().catch(() => {});
@@ -72,20 +89,20 @@ class Page {
   constructor(data) {
     this.data = data; this.film = new Film($("film"), data.stretch_s); this.story = null; this.lane = 0; this.at = 0;
     this.minute = false; this.last = []; this.pairing = null; this.item = null; this.loop = null; this.busy = Promise.resolve();
-    const keys = "1234567890x";
+    const keys = "1234567890";
     data.labels.forEach((label, k) => {
       const button = document.createElement("button");
       button.type = "button"; button.dataset.label = label; button.setAttribute("aria-pressed", "false");
       button.innerHTML = `<i class="dot"></i><span></span><kbd>${keys[k] || ""}</kbd>`;
       button.querySelector("i").style.background = data.colours[label] || "transparent";
       button.querySelector("span").textContent = label;
-      button.addEventListener("click", () => this.say("emotion", label));
+      button.addEventListener("click", () => { this.answer(label); button.blur(); }); // space plays, and answers nothing
       $("answers").append(button);
     });
     $("note").addEventListener("submit", (event) => {
       event.preventDefault();
       const field = event.target.elements.text;
-      if (field.value.trim()) this.say("note", field.value.trim()).then(() => { field.value = ""; field.blur(); });
+      if (field.value.trim()) this.say("note", field.value.trim()).then((stored) => { if (stored) { field.value = ""; field.blur(); } });
     });
     document.addEventListener("keydown", (event) => this.key(event, keys));
     addEventListener("resize", () => this.draw());
@@ -114,23 +131,29 @@ class Page {
     if ($("title")) $("title").textContent = name;
     document.title = `${name}: emolake`;
     this.lane = 0; this.build();
-    this.opened = false;
+    this.opened = false; this.shown = null; this.drawn = null; this.pairing = null;
   }
   async next() {
     const asked = new URLSearchParams(this.data.queue);
+    if (this.data.blind) asked.set("blind", "1");
     const told = await ask(`/api/next?${asked}`);
     const taught = told.taught;
-    $("progress").textContent = `${told.done} of ${told.total} done` + (taught.labels ? `; of ${taught.labels} labels the model had ${taught.right}` : "");
+    $("progress").textContent = `${told.done} of ${told.total} done` + (taught && taught.labels ? `; of ${taught.labels} labels the model had ${taught.right}` : "");
     this.item = told.item;
     if (!told.item) { this.notice("Nothing is left to be asked."); $("face").textContent = "Done"; $("film").pause(); return; }
     if (!this.story || this.story.video_id !== told.item.video_id || this.data.blind) await this.load(told.item.video_id, this.data.blind);
-    this.lane = Math.max(0, this.story.lanes.findIndex((l) => l.segment === told.item.segment && l.track_id === told.item.track_id));
-    const { start_s, end_s } = told.item;
-    this.loop = [Math.max(0, start_s - 0.2), Math.max(end_s, start_s + 0.6) + 0.2];
-    this.go(start_s);
-    $("film").muted = true;
-    $("film").play().catch(() => {});
+    this.question();
   }
+  question() { // back to what is asked
+    const item = this.item;
+    if (!item || this.story.video_id !== item.video_id) return;
+    this.lane = Math.max(0, this.story.lanes.findIndex((l) => l.segment === item.segment && l.track_id === item.track_id));
+    this.loop = [Math.max(0, item.start_s - 0.2), Math.max(item.end_s, item.start_s + 0.6) + 0.2];
+    this.go(item.start_s);
+    $("film").muted = true;
+    if (!this.film.lost) $("film").play().catch(() => {});
+  }
+  asks(key) { return this.item && ["video_id", "segment", "track_id", "window"].every((name) => key[name] === this.item[name]); }
   // Lanes.
   build() {
     $("lanes").replaceChildren();
@@ -141,6 +164,7 @@ class Page {
       button.title = `${lane.name} ${lane.model}`;
       button.addEventListener("click", () => { if (this.pairing) { this.pair(k); return; } this.lane = k; this.go(lane.windows[0].start_s); });
       strip.addEventListener("click", (event) => {
+        if (this.pairing) { this.pair(k); return; }
         const [from, to] = this.span(), place = event.offsetX / strip.clientWidth;
         this.lane = k; this.loop = null; this.go(from + place * (to - from));
       });
@@ -159,7 +183,7 @@ class Page {
     return [from, from + 60];
   }
   said(lane, window, kind) {
-    return this.story.labels.filter((l) => l.segment === lane.segment && l.track_id === lane.track_id && l.window === window.window && (!kind || l.kind === kind));
+    return this.story.labels.filter((l) => l.segment === lane.segment && l.track_id === lane.track_id && l.window === window.window && Math.abs(l.start_s - window.start_s) < 0.011 && Math.abs(l.end_s - window.end_s) < 0.011 && (!kind || l.kind === kind));
   }
   draw() {
     if (!this.story) return;
@@ -200,6 +224,7 @@ class Page {
     if (!this.story || film.element.readyState < 2 || film.element.seeking) return;
     if (film.time === this.drawn) return;
     this.drawn = this.at = film.time;
+    if (this.loop && (this.at < this.loop[0] - 0.5 || this.at > this.loop[1] + 0.6)) this.loop = null; // somebody moved it
     if (this.loop && this.at > this.loop[1] && !film.element.paused) { film.seek(this.loop[0]); return; }
     this.show(); this.draw(); this.frame();
   }
@@ -235,7 +260,7 @@ class Page {
   }
   show() { // the moment, in words
     const lane = this.story.lanes[this.lane], window = this.window();
-    const key = lane && window ? `${lane.name}${lane.model}${window.window}|${this.story.labels.length}|${this.revised || 0}` : `none${this.lane}`;
+    const key = lane && window ? `${this.story.video_id}${lane.name}${lane.model}${window.window}|${this.story.labels.length}|${this.revised || 0}` : `none${this.lane}`;
     if (key === this.shown) return;
     this.shown = key;
     $("face").textContent = lane ? `${lane.name}${lane.model && this.models().size > 1 ? `, ${lane.model}` : ""}` : "No face in this video";
@@ -260,23 +285,36 @@ class Page {
     }
   }
   // Words of the reviewer.
-  say(kind, label, on) {
+  key_of(lane, window) { return { video_id: this.story.video_id, segment: lane.segment, track_id: lane.track_id, window: window.window }; }
+  answer(label) {
+    if (this.data.queue && (this.pending || !this.film.settled)) { $("saved").textContent = "wait for the picture"; return; }
+    this.say("emotion", label);
+  }
+  say(kind, label, on) { // whether it was stored
     const lane = this.story && this.story.lanes[this.lane], window = this.window();
-    if (!on && (!window || lane.track_id < 0)) return Promise.resolve();
-    const key = on || { video_id: this.story.video_id, segment: lane.segment, track_id: lane.track_id, window: window.window };
-    const asking = this.data.queue && this.item && !on && this.loop;
-    const sent = { ...key, kind, label, blind: Boolean(asking && this.data.blind), queue: asking ? this.data.queue : null };
-    $("saved").textContent = "saving";
-    this.busy = this.busy.then(async () => {
-      try {
-        const stored = await ask("/api/say", sent);
-        this.keep(stored);
-        if (label !== null) this.last.push({ key, kind });
-        $("saved").textContent = label === null ? "taken back" : `saved: ${kind === "emotion" ? label : kind}`;
-        if (asking && kind === "emotion") await this.next();
-      } catch (error) { $("saved").textContent = `not saved: ${error.message}; try again`; }
+    if (!on && (!window || lane.track_id < 0)) { $("saved").textContent = "no face has a window here"; return Promise.resolve(false); }
+    const key = on || this.key_of(lane, window), asking = Boolean(this.data.queue) && this.asks(key) && kind === "emotion" && label !== null;
+    const mine = (this.story.labels || []).find((l) => l.kind === kind && l.reviewer === this.data.reviewer && ["video_id", "segment", "track_id", "window"].every((name) => l[name] === key[name]));
+    if (asking) this.pending = true;
+    const queue = asking ? this.data.queue : null;
+    return this.inTurn(async () => {
+      const told = await this.send({ ...key, kind, label, blind: Boolean(this.data.blind), queue });
+      if (told) {
+        this.last.push({ key, kind, before: mine ? mine.label : null });
+        if (asking) try { await this.next(); } catch (error) { this.notice(`what comes next is not known: ${error.message}`, true); }
+      }
+      if (asking) this.pending = false;
+      return told;
     });
-    return this.busy;
+  }
+  inTurn(work) { this.busy = this.busy.then(work); return this.busy; }
+  async send(word) {
+    $("saved").textContent = "saving";
+    try {
+      this.keep(await ask("/api/say", word));
+      $("saved").textContent = word.label === null ? "taken back" : `saved: ${word.kind === "emotion" ? word.label : word.kind}`;
+      return true;
+    } catch (error) { $("saved").textContent = `not saved: ${error.message}; try again`; return false; }
   }
   keep(stored) {
     const same = (l) => ["video_id", "segment", "track_id", "window", "kind", "reviewer"].every((name) => l[name] === stored[name]);
@@ -286,24 +324,35 @@ class Page {
     this.revised = (this.revised || 0) + 1;
     this.show(); this.draw();
   }
-  async undo() {
-    const last = this.last.pop();
-    if (!last) { $("saved").textContent = "nothing to take back"; return; }
-    await this.say(last.kind, null, last.key);
-    if (this.data.queue) await this.next();
+  undo() { // in its turn: what was said last may still be on its way
+    return this.inTurn(async () => {
+      const last = this.last.at(-1);
+      if (!last) { $("saved").textContent = "nothing to take back"; return; }
+      if (!await this.send({ ...last.key, kind: last.kind, label: last.before, blind: Boolean(this.data.blind), queue: null })) return;
+      this.last.pop();
+      if (last.before !== null) $("saved").textContent = `back to: ${last.before}`;
+      if (this.data.queue) await this.next();
+    });
   }
   pair(k) {
-    const [from, to] = [this.pairing, this.story.lanes[k]];
+    const { lane, key } = this.pairing, to = this.story.lanes[k];
     this.pairing = null;
-    if (from.segment === to.segment && from.track_id === to.track_id) { $("saved").textContent = "that is the same face"; return; }
-    this.say("same person", `${to.segment}.${to.track_id}`);
+    if (lane.segment === to.segment && lane.track_id === to.track_id) { $("saved").textContent = "that is the same face"; return; }
+    this.say("same person", `${to.segment}.${to.track_id}`, key);
+  }
+  pairs() {
+    const lane = this.story.lanes[this.lane], window = this.window();
+    if (!lane || !window || lane.track_id < 0) { $("saved").textContent = "no face has a window here"; return; }
+    this.pairing = { lane, key: this.key_of(lane, window) };
+    $("saved").textContent = `same person as ${lane.name}: choose the other lane and press Enter, Escape ends it`;
   }
   step(by) {
     const lane = this.story.lanes[this.lane];
     if (!lane) return;
     this.loop = null; $("film").pause();
     const at = lane.windows.findIndex((w) => w.end_s > this.at + 0.02), here = at < 0 ? lane.windows.length : at;
-    const k = Math.max(0, Math.min(lane.windows.length - 1, here + by));
+    const between = at >= 0 && lane.windows[at].start_s > this.at + 0.02; // the one after is the next
+    const k = Math.max(0, Math.min(lane.windows.length - 1, here + (between && by > 0 ? 0 : by)));
     this.go(middle(lane.windows[k]));
   }
   change(by) {
@@ -331,8 +380,8 @@ class Page {
       ArrowLeft: () => this.step(-1), ArrowRight: () => this.step(1), ArrowUp: () => this.track(-1), ArrowDown: () => this.track(1),
       "[": () => this.change(-1), "]": () => this.change(1), z: () => this.undo(),
       n: () => $("note").elements.text.focus(), w: () => { this.minute = !this.minute; this.draw(); },
-      p: () => { this.pairing = this.story.lanes[this.lane]; $("saved").textContent = `same person as ${this.pairing.name}: choose the other lane and press Enter, Escape ends it`; },
-      Enter: () => { if (this.pairing) { const from = this.pairing, to = this.lane; this.lane = this.story.lanes.indexOf(from); this.at = Math.max(this.at, from.windows[0].start_s); this.pair(to); } },
+      p: () => this.pairs(), q: () => this.question(),
+      Enter: () => this.pair(this.lane),
       Escape: () => { this.pairing = null; $("saved").textContent = ""; },
     };
     if (event.key === " ") {
@@ -340,10 +389,10 @@ class Page {
       const film = $("film");
       if (film.paused) film.play().catch(() => {}); else film.pause();
     } else if (does[event.key]) {
-      if (event.key === "Enter" && !this.pairing) return;
+      if (event.key === "Enter" && (!this.pairing || /^(BUTTON|A|SUMMARY)$/.test(event.target.tagName))) return;
       does[event.key]();
     } else if (keys.includes(event.key) && this.data.labels[keys.indexOf(event.key)]) {
-      this.say("emotion", this.data.labels[keys.indexOf(event.key)]);
+      if (!event.repeat) this.answer(this.data.labels[keys.indexOf(event.key)]);
     } else return;
     event.preventDefault();
   }

@@ -347,11 +347,21 @@ def test_what_was_said_in_the_view_measures_as_far_as_a_random_draw_reaches(
     lake = lake_at(tmp_path / "out")
     drawn = draw_windows(Output(lake.uri, {}), 200, 3).rows
 
-    def say_true(row: dict, queue: str) -> None:
+    revisions = iter(range(1, 10_000))
+
+    def say_true(row: dict, queue: str | None) -> None:
         video = int(Path(row["uri"]).stem)
         told = {name: row[name] for name in ("uri", "segment", "track_id", "start_s", "end_s")}
         label = truth_of(video, row["window"])
-        say(lake, str(video), row["window"], **told, label=label, queue=queue)
+        say(
+            lake,
+            str(video),
+            row["window"],
+            **told,
+            label=label,
+            queue=queue,
+            revision=next(revisions),
+        )
 
     for row in drawn[100:200]:
         say_true(row, "uncertain, seed 3")
@@ -364,5 +374,9 @@ def test_what_was_said_in_the_view_measures_as_far_as_a_random_draw_reaches(
     for row in drawn[90:100]:
         say_true(row, draw_name("window", 3))
     entries = {e["emotion"]: e for e in measured(capsys, lake.uri, "--seed", 3)}
-    assert entries["neutral"]["n_labels"] == 100, "what follows was chosen, and ends nothing"
+    assert entries["neutral"]["n_labels"] == 200, "up to the first that nobody has labelled"
+    for row in drawn[:90]:
+        say_true(row, None)  # corrected on its video's page, where nothing was asked
+    entries = {e["emotion"]: e for e in measured(capsys, lake.uri)}
+    assert entries["neutral"]["n_labels"] == 200, "the draw is the one that labels tell"
     assert {e["estimate"] for e in measured(capsys, lake.uri, "--seed", 4)} == {None}

@@ -13,10 +13,12 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.lake.labels import Labels
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.storage.files import Storage
-from tests.jobs.view.archive import FACE, WIDTH, Served, left_at, served, small_archive
+from tests.jobs.view.archive import FACE, WIDTH, Served, left_at, served, small_archive, video
+from tests.pipeline.lake.test_lake import RUN, no_fence
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +160,61 @@ def test_corrected_reloaded_and_found_saved_and_taken_back(
     press(browser, "6")
     until(lambda: at(browser, "saved").text == "saved: sadness")
     press(browser, "z")
+    until(lambda: at(browser, "saved").text == "back to: anger")
+    assert sorted(r["label"] for r in Labels.of(lake).standing()) == ["a shadow 1", "anger"]
+
+
+def test_what_is_taken_back_in_haste_is_what_was_said_last(browser: Chrome, shown: Served) -> None:
+    opened(browser, shown, "/video/walk?at=1")
+    press(browser, "1")
+    until(lambda: at(browser, "saved").text == "saved: anger")
+    press(browser, Keys.ARROW_RIGHT)
+    until(lambda: "neutral" in at(browser, "now").text)
+    press(browser, "4", "z")
     until(lambda: at(browser, "saved").text == "taken back")
-    assert [r["kind"] for r in Labels.of(lake).standing()] == ["note"]
+    (row,) = Labels.of(shown.viewer.index.lake).standing()
+    assert (row["window"], row["label"]) == (0, "anger")
+
+
+def test_a_second_face_is_the_same_person(browser: Chrome, shown: Served) -> None:
+    row = video("/v/two.mp4", "two")
+    row["annotations"] += [a | {"track_id": 1} for a in row["annotations"]]
+    row["tracks"].append(row["tracks"][0] | {"track_id": 1})
+    lake = shown.viewer.index.lake
+    commit_segments(lake, [row], RUN, no_fence)
+    shown.viewer._read_anew()
+    browser.get(f"{shown.address}/video/two?at=3")
+    until(lambda: "neutral" in at(browser, "now").text)
+    press(browser, "p", Keys.ARROW_DOWN)
+    press(browser, Keys.ENTER)
+    until(lambda: "saved" in at(browser, "saved").text)
+    (said,) = Labels.of(lake).standing()
+    assert (said["kind"], said["track_id"], said["window"], said["label"]) == (
+        "same person", 0, 1, "0.1",
+    )  # fmt: skip
+    answer = shown.say("two", 0, "0.9", kind="same person")
+    assert (answer.status_code, answer.text) == (400, "the video has no other face 0.9")
+
+
+def test_a_note_is_kept_in_its_field_until_it_is_stored(
+    browser: Chrome, shown: Served, monkeypatch
+) -> None:
+    opened(browser, shown, "/video/avi?at=1")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "create_table", full)
+        press(browser, "n")
+        press(browser, "a shadow", Keys.ENTER)
+        until(lambda: "not saved" in at(browser, "saved").text)
+    field = browser.find_element(By.NAME, "text")
+    assert field.get_property("value") == "a shadow"
+    field.send_keys(Keys.ENTER)
+    until(lambda: at(browser, "saved").text == "saved: note")
+    assert field.get_property("value") == ""
+    browser.get_log("browser")  # the 502 is among them
 
 
 def test_a_store_that_refuses_is_told_and_asked_again_by_the_next_key(
@@ -226,6 +281,51 @@ def test_the_report_leads_to_its_moments(browser: Chrome, shown: Served) -> None
     ActionChains(browser).move_to_element(bars[1]).click().perform()
     until(lambda: "/video/walk" in browser.current_url)
     until(lambda: "neutral" in at(browser, "now").text)
+
+
+def test_one_press_labels_one_window_that_was_seen(browser: Chrome, shown: Served) -> None:
+    opened(browser, shown, "/review?queue=disagree")
+    until(lambda: at(browser, "answers").find_element(By.TAG_NAME, "button").is_enabled())
+    until(lambda: browser.execute_script("return document.getElementById('film').readyState") >= 2)
+    held = "document.dispatchEvent(new KeyboardEvent('keydown', {key: '1', repeat: arguments[0]}))"
+    browser.execute_script(
+        f"{held}; for (let k = 0; k < 30; k++) {held.replace('arguments[0]', 'true')}", False
+    )
+    browser.execute_script(held, False)  # before what comes next is there
+    until(lambda: "1 of 2 done" in at(browser, "progress").text)
+    time.sleep(1)
+    rows = list(Labels.of(shown.viewer.index.lake).rows.values())
+    assert [row["revision"] for row in rows] == [1]
+
+
+def test_who_looks_around_is_still_asked_and_still_blind(browser: Chrome, shown: Served) -> None:
+    opened(browser, shown, "/review?queue=disagree&blind=1")
+    until(lambda: at(browser, "answers").find_element(By.TAG_NAME, "button").is_enabled())
+    press(browser, Keys.ARROW_RIGHT)
+    press(browser, Keys.ARROW_LEFT)
+    press(browser, "q")
+    time.sleep(0.5)
+    press(browser, "1")
+    until(lambda: at(browser, "progress").text == "1 of 2 done")
+    (row,) = Labels.of(shown.viewer.index.lake).standing()
+    assert (row["blind"], row["queue"]) == (True, "disagree, seed 0")
+
+
+def test_a_question_of_a_film_that_is_gone_shows_no_other_film(
+    browser: Chrome, shown: Served
+) -> None:
+    for name in ("avi", "fields", "cut", "walk", "gone"):
+        for window in range(3):
+            if (name, window) not in (("walk", 2), ("gone", 0)):
+                assert shown.say(name, window, "anger").ok
+    opened(browser, shown, "/review?queue=uncertain")
+    press(browser, "1")
+    until(lambda: "gone" in browser.title)
+    until(lambda: "not_found" in at(browser, "notice").text)
+    script = "const f = document.getElementById('film'); return [f.paused, f.getAttribute('src')]"
+    assert browser.execute_script(script) == [True, None]
+    press(browser, "2")
+    until(lambda: "15 of 15 done" in at(browser, "progress").text)
 
 
 @pytest.mark.parametrize("path", ["/", "/video/walk?at=1", "/review"])

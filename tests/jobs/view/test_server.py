@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import requests
+import urllib3
 
 from emolake.jobs.cli import main
 from emolake.jobs.view.server import listening
@@ -155,12 +157,42 @@ def test_the_archive_page_counts_by_facet_and_its_address_is_the_filter(shown: S
 
 
 @pytest.mark.parametrize(
-    "asked", ["sort=loud", "person=ann", "page=0", "page=x", "sure_from=much", "queue=best"]
+    "asked",
+    [
+        *("sort=loud", "person=ann", "page=0", "page=x", "sure_from=much", "sure_to=nan"),
+        f"page={'9' * 5000}",
+        "queue=best",
+        "queue=random&seed=--5",
+        "queue=random&seed=" + "9" * 20,
+    ],
 )
 def test_what_cannot_be_asked_is_told_in_a_line(shown: Served, asked: str) -> None:
     answer = shown.get(f"/{'review' if 'queue' in asked else ''}?{asked}")
     assert answer.status_code == 400
     assert "\n" not in answer.text
+    assert len(answer.text) < 200
+
+
+@pytest.mark.parametrize("at", ["nan", "inf", "-5", "soon"])
+def test_a_still_is_of_a_time(shown: Served, at: str) -> None:
+    assert shown.get(f"/still/walk?at={at}").status_code == 400
+
+
+def test_a_cookie_that_is_no_text_is_refused_like_another(shown: Served) -> None:
+    port = int(shown.address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        head = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nCookie: emolake-{port}=".encode()
+        connection.sendall(head + b"\xff\r\nConnection: close\r\n\r\n")
+        assert b" 403 " in connection.makefile("rb").readline()
+
+
+def test_a_facet_may_hold_a_comma(tmp_path: Path) -> None:
+    lake = Lake.at(str(tmp_path / "out"), Storage())
+    commit_segments(lake, [video("/v/a.mp4", "a", corpus="news, old")], RUN, no_fence)
+    with served(lake) as found:
+        link = re.search(r'href="(/\?corpus=[^"]+)"', found.get("/").text)
+        assert link is not None
+        assert "3 moments" in found.get(link[1]).text
 
 
 def test_values_of_a_filter_are_no_sql(shown: Served) -> None:
@@ -220,7 +252,31 @@ def test_bytes_of_a_video_come_by_range_and_never_more_than_asked(
         assert answer.status_code == 206
         assert answer.content == whole[start:stop]
         assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(whole)}"
-    assert shown.get("/media/walk", headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
+    for empty in (f"bytes={len(whole)}-", "bytes=-0"):
+        assert shown.get("/media/walk", headers={"Range": empty}).status_code == 416
+    for ignored in ("items=0-5", "bytes=0-1,4-5", "bytes=-"):
+        answer = shown.get("/media/walk", headers={"Range": ignored})
+        assert (answer.status_code, len(answer.content)) == (200, len(whole))
+    head = shown.session.head(f"{shown.address}/media/walk", timeout=30)
+    assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(whole)))
+
+
+def test_a_video_that_shrinks_while_it_is_sent_ends_the_answer_and_begins_no_other(
+    tmp_path: Path,
+) -> None:
+    film = tmp_path / "large.mp4"
+    film.write_bytes(bytes(40 << 20))
+    lake = Lake.at(str(tmp_path / "out"), Storage())
+    commit_segments(lake, [video(film, "large")], RUN, no_fence)
+    with served(lake) as found:
+        answer = found.get("/media/large", stream=True)
+        first = answer.raw.read(1000)
+        film.write_bytes(b"")
+        with suppress(urllib3.exceptions.HTTPError):
+            while part := answer.raw.read(1 << 20):
+                first += part
+        assert len(first) < 40 << 20
+        assert b"HTTP/1.1" not in first
 
 
 def test_a_still_shows_the_moment_and_the_face(shown: Served) -> None:
@@ -301,6 +357,45 @@ def test_with_blurred_faces_no_recognisable_one_leaves(lake: Lake, tmp_path: Pat
             left = round(left_at(frame.time))
             part = frame.to_ndarray(format="rgb24")[80:160, left + 5 : left + FACE - 5]
             assert cv2.Laplacian(part, cv2.CV_64F).std() < 0.35 * fine[0], frame.time
+
+
+def test_blurred_goes_by_the_time_of_the_frame_that_is_shown(lake: Lake) -> None:
+    with served(lake, blur=True) as found:
+        last = picture(found.get("/still/walk?at=900").content)
+    left = round(left_at(SECONDS - 0.1))
+    part = last[80:160, left + 5 : min(left + FACE - 5, WIDTH)]
+    assert cv2.Laplacian(part, cv2.CV_64F).std() < 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_segments": 2},
+        {"n_dropped_tracks": 1},
+        {"failed": True, "reason": "timeout", "annotations": [], "tracks": []},
+    ],
+)
+def test_of_what_was_not_analysed_whole_all_is_blurred(tmp_path: Path, changes: dict) -> None:
+    lake = Lake.at(str(tmp_path / "out"), Storage())
+    film = walk(tmp_path / "walk.mp4")
+    commit_segments(lake, [video(film, "walk") | changes], RUN, no_fence)
+    with served(lake, blur=True) as found:
+        assert "not all of it was analysed" in found.get("/api/video/walk").json()["remade"]
+        whole = picture(found.get("/still/walk?at=3").content)
+        assert cv2.Laplacian(whole, cv2.CV_64F).std() < 10
+
+
+def test_stretches_are_remade_anew_for_what_was_read_anew(tmp_path: Path) -> None:
+    lake = Lake.at(str(tmp_path / "out"), Storage())
+    film = walk(tmp_path / "walk.mp4")
+    commit_segments(lake, [video(film, "walk")], RUN, no_fence)
+    with served(lake, blur=True) as found:
+        before = found.get("/remade/walk/0").content
+        commit_segments(
+            lake, [video(film, "walk") | {"n_dropped_tracks": 1}], RUN, NoFence(number=2)
+        )
+        assert found.post("/api/read", {}).ok
+        assert found.get("/remade/walk/0").content != before
 
 
 # What it keeps.
@@ -438,6 +533,27 @@ def test_an_output_in_use_can_be_looked_at_and_corrected(fresh: Lake) -> None:
             assert found.get("/api/video/new").ok, "what came meanwhile is there too"
     finally:
         lease.release()
+
+
+def test_windows_that_were_cut_otherwise_since_are_asked_for_anew(fresh: Lake) -> None:
+    with served(fresh) as found:
+        for window in range(3):
+            assert found.say("avi", window, "anger").ok
+        row = video(Path(fresh.root).parent / "old.avi", "avi")
+        for annotation in row["annotations"]:
+            annotation |= {"start_s": annotation["start_s"] / 2, "end_s": annotation["end_s"] / 2}
+        uri = found.get("/api/video/avi").json()["uri"]
+        commit_segments(fresh, [row | {"uri": uri}], RUN, NoFence(number=2))
+        assert found.post("/api/read", {}).ok
+        assert found.get("/api/next").json()["done"] == 0
+        assert "No moment is like that" in found.get("/?reviewed=yes").text
+
+
+def test_asked_blind_nobody_is_told_how_often_the_model_was_right(fresh: Lake) -> None:
+    with served(fresh) as found:
+        assert found.say("walk", 0, "happiness").ok
+        assert found.get("/api/next").json()["taught"]["right"] == 1
+        assert found.get("/api/next?blind=1").json()["taught"] is None
 
 
 # What it asks.
