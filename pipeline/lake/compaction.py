@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from emolake.pipeline.lake.commit import write_commit
 from emolake.pipeline.lake.labels import merge
-from emolake.pipeline.lake.layout import DATA_TABLES, LEDGER, DataFile, Lake
+from emolake.pipeline.lake.layout import DATA_TABLES, LABELS, LEDGER, DataFile, Lake
 from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.recovery import recover
-from emolake.pipeline.lake.schema import SCHEMAS, TABLES, VIDEOS, sort_keys
+from emolake.pipeline.lake.schema import TABLES, VIDEOS, sort_keys
 from emolake.pipeline.storage.shards import Joined, Shards
 
 _MERGED_BYTES = 1 << 30
@@ -41,14 +41,14 @@ def compact(lake: Lake, fence: Fence, target_bytes: int) -> Compacted:
 
     Needs the lease, since it settles what a crash left first.
     """
-    before = sum(len(lake.files(name)) for name in SCHEMAS)
+    before = sum(len(lake.files(name)) for name in (*TABLES, LABELS))
     ledger = recover(lake, fence, whole=True)
     with fence.held():
         groups = list(_groups(lake, target_bytes))
         for group, rows in _with_rows(groups, ledger):
             _merge(lake, group, rows, fence)
         merge(lake, fence)
-    return Compacted(before, sum(len(lake.files(name)) for name in SCHEMAS))
+    return Compacted(before, sum(len(lake.files(name)) for name in (*TABLES, LABELS)))
 
 
 Commit = dict[str, DataFile]

@@ -200,8 +200,11 @@ null where it is taken back; revision: 1 for a reviewer's first word on a window
 blind: said without the model's answer in sight; queue: the order in which it came to be asked; emotion and
 after it: the model's answer of that time, and whose."""
 
-SCHEMAS = TABLES | {"labels": LABELS}
-"""All tables of an output."""
+
+def schema_of(table: str) -> pa.Schema:
+    """Of any table of an output."""
+    return LABELS if table == "labels" else TABLES[table]
+
 
 LISTED_ROW = pa.schema(
     [

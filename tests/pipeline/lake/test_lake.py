@@ -1,4 +1,5 @@
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -603,3 +604,20 @@ def test_a_rewriting_takes_no_place_of_what_it_has_taken_away_itself(tmp_path) -
     begin(lake, {"/v/a.mp4"}, the_next)
     recover(lake, the_next)
     assert len(files(lake)) == 3
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path, monkeypatch
+) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a")], RUN, no_fence)
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        if "date=" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError):
+        lake.files("annotations")
