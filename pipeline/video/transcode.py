@@ -95,8 +95,9 @@ class _Transcoding:
             for sounding in early:
                 self._sound.add(sounding)
         drawn = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        offset = 0 if self.first_s is None else round(self._sound.begins_s / frame.time_base)
-        drawn.pts, drawn.time_base = frame.pts - offset, frame.time_base
+        drawn.pts, drawn.time_base = frame.pts, frame.time_base
+        if self.first_s is not None and frame.pts is not None:
+            drawn.pts -= round(self._sound.begins_s / frame.time_base)
         self._out.mux(self._stream.encode(drawn))
         return 1
 

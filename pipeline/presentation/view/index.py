@@ -248,6 +248,7 @@ class Index:
         self.labels = Labels.of(lake)
         self.read_at = datetime.now(UTC)
         self._connection = duckdb.connect(str(folder / "index.duckdb"))
+        self._reading = threading.Lock()
         self._writing = threading.Lock()
         self._keeping = threading.Lock()
         self._kept: OrderedDict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = (
@@ -257,14 +258,9 @@ class Index:
         self.read()
 
     def read(self) -> None:
-        """All anew."""
-        with self._writing, self._cursor() as cursor:
+        """All anew. What is shown and said meanwhile goes by what was read before."""
+        with self._reading, self._cursor() as cursor:
             in_one_moment(self.lake, lambda snapshot: self._read(cursor, snapshot))
-            self.labels = Labels.of(self.lake)
-            self._fill_said(cursor)
-            self.read_at = datetime.now(UTC)
-        with self._keeping:
-            self._kept.clear()
 
     def read_labels(self) -> None:
         """What others have said since."""
@@ -288,8 +284,13 @@ class Index:
         except BaseException:
             cursor.rollback()
             raise
-        cursor.commit()
-        self._queues = {}
+        with self._writing, self._keeping:
+            cursor.commit()
+            self._kept.clear()
+            self._queues = {}
+            self.labels = Labels.of(self.lake)
+            self._fill_said(cursor)
+            self.read_at = datetime.now(UTC)
 
     def _fill(self, cursor: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
         where = {
@@ -381,6 +382,7 @@ class Index:
             if video_id in self._kept:
                 self._kept.move_to_end(video_id)
                 return self._kept[video_id]
+            as_of = self.read_at
         found: dict[str, list[dict[str, Any]]] = {"annotations": [], "tracks": []}
         segments = [segment for segment in self.video(video_id) if segment["n_windows"]]
         for table, rows in found.items():
@@ -401,7 +403,8 @@ class Index:
                 rows += read.filter(own).to_pylist(maps_as_pydicts="strict")
         told = found["annotations"], found["tracks"]
         with self._keeping:
-            self._kept[video_id] = told
+            if as_of == self.read_at:
+                self._kept[video_id] = told
             while len(self._kept) > _VIDEOS_KEPT:
                 self._kept.popitem(last=False)
         return told
@@ -452,8 +455,7 @@ class Index:
             return self._queues[queue]
 
     def taught(self) -> dict[str, Any]:
-        """Of windows that people told an emotion of: how often the model had said so, in all and by what they
-        said; and the reviewers."""
+        """Of windows that people labelled: how often the model had said so, in all and by what they said."""
         rows = [row for row in self.labels.standing(["emotion"]) if row["emotion"] is not None]
         by: dict[str, list[int]] = {}
         for row in rows:
