@@ -83,4 +83,5 @@ def run(options: Options) -> int:
             return EXIT_INTERRUPTED
         finally:
             pictures.stop()
+            index.close()
     return 0

@@ -262,6 +262,9 @@ class Index:
         with self._reading, self._cursor() as cursor:
             in_one_moment(self.lake, lambda snapshot: self._read(cursor, snapshot))
 
+    def close(self) -> None:
+        self._connection.close()
+
     def read_labels(self) -> None:
         """What others have said since."""
         with self._writing:

@@ -147,3 +147,4 @@ def served(
             loop.call_soon_threadsafe(serving.cancel)
             thread.join(20)
             pictures.stop()
+            index.close()

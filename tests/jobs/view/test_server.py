@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -621,18 +622,30 @@ def test_a_queue_takes_turns(fresh: Lake) -> None:
 # The command.
 
 
-def test_the_command_prints_its_address_serves_and_ends_with_ctrl_c(lake: Lake) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_command_prints_its_address_serves_and_leaves_nothing_when_it_ends(
+    lake: Lake, tmp_path: Path, ending: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "emolake.jobs", "view", lake.uri, "--no-browser"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever started the suite
+    )  # fmt: skip
     assert process.stdout is not None
+    assert process.stderr is not None
     try:
         line = process.stdout.readline()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{20,}\n", line)
-        assert "18 moments" in requests.get(line.strip(), timeout=60).text
+        page, token = line.strip().split("?")
+        assert "18 moments" in requests.get(f"{page}?{token}", timeout=60).text
+        assert requests.get(f"{page}remade/avi/0?{token}", timeout=60).ok
         port = line.split(":")[2].split("/")[0]
         assert main(["view", lake.uri, "--no-browser", "--port", port]) == 2
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         assert process.wait(30) == 130
+        assert "Traceback" not in process.stderr.read()
+        assert list(tmp_path.iterdir()) == []
     finally:
         process.kill()
 
