@@ -168,6 +168,41 @@ def test_no_run_ends_by_a_time_that_nobody_named(manifests: list[Manifest]) -> N
         assert "activeDeadlineSeconds" not in spec
 
 
+def test_no_service_of_the_namespace_becomes_a_variable_of_a_pod(manifests: list[Manifest]) -> None:
+    deployed = [m["spec"]["template"] for m in manifests if m["kind"] == "Deployment"]
+    for template in (*pod_templates(manifests), *deployed):
+        assert template["spec"]["enableServiceLinks"] is False
+
+
+def test_the_head_of_a_run_is_neither_drained_nor_packed_elsewhere(
+    manifests: list[Manifest],
+) -> None:
+    (budget,) = (m for m in manifests if m["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["minAvailable"] == 1, "all that Kubernetes can count of a custom resource"
+    chosen = budget["spec"]["selector"]["matchLabels"].items()
+    for spec in job_specs(manifests):
+        cluster = spec["rayClusterSpec"]
+        head = cluster["headGroupSpec"]["template"]
+        workers = [group["template"] for group in cluster["workerGroupSpecs"]]
+        assert chosen <= head["metadata"]["labels"].items()
+        assert not any(chosen <= w["metadata"]["labels"].items() for w in workers)
+        for template in (spec["submitterPodTemplate"], head, *workers):
+            name = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+            assert template["metadata"]["annotations"][name] == "false"
+
+
+def test_spot_nodes_are_preferred_and_not_waited_for() -> None:
+    for spec in job_specs(render(KUBERNETES / "overlays" / "gpu-spot")):
+        workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+        assert "nodeSelector" not in workers
+        (wish,) = workers["affinity"]["nodeAffinity"].values()
+        assert [term["weight"] for term in wish] == [100]
+        assert {t["key"] for t in workers["tolerations"]} == {"emolake.io/spot"}
+        assert workers["terminationGracePeriodSeconds"] <= 120, "what clouds give"
+        head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["affinity"]
+        assert "requiredDuringSchedulingIgnoredDuringExecution" in head["nodeAffinity"]
+
+
 def test_pods_are_caged_and_hold_no_secret(manifests: list[Manifest]) -> None:
     for template in pod_templates(manifests):
         pod = template["spec"]
