@@ -78,7 +78,7 @@ class Film {
       this.told(this.plain);
       this.begins = Number(head.headers.get("X-Begins")) || 0;
       this.element.src = source;
-      at = Math.max(at, this.wanted);
+      if (Math.floor(this.wanted / this.stretch) === number) at = this.wanted; // moved meanwhile
     }
     this.element.currentTime = Math.max(0, at - this.begins);
     if (play) this.element.play().catch(() => {});
@@ -189,28 +189,37 @@ class Page {
     if (!this.story) return;
     const [from, to] = this.span(), style = getComputedStyle(document.documentElement), ratio = devicePixelRatio || 1;
     this.story.lanes.forEach((lane, k) => {
-      const strip = lane.strip, width = strip.clientWidth * ratio, height = strip.clientHeight * ratio;
+      const strip = lane.strip, width = Math.round(strip.clientWidth * ratio), height = Math.round(strip.clientHeight * ratio);
+      const key = [from, to, width, height, this.revised || 0, style.getPropertyValue("--dim")].join();
+      if (!lane.drawn || lane.drawn.key !== key) lane.drawn = { key, picture: this.drawLane(lane, from, to, width, height, ratio, style) };
       if (strip.width !== width || strip.height !== height) { strip.width = width; strip.height = height; }
-      const pen = strip.getContext("2d"), x = (s) => (s - from) / (to - from) * width;
+      const pen = strip.getContext("2d");
       pen.clearRect(0, 0, width, height);
-      for (const w of lane.windows) {
-        if (w.end_s < from || w.start_s > to) continue;
-        const tall = w.confidence === undefined ? 0.5 : Math.max(w.confidence, 0.12), wide = Math.max(x(w.end_s) - x(w.start_s) - ratio, ratio);
-        pen.fillStyle = w.emotion ? this.data.colours[w.emotion] || "#5B5B5B" : style.getPropertyValue("--dim");
-        pen.globalAlpha = w.uncertain ? 0.45 : 1;
-        pen.fillRect(x(w.start_s), height * (0.78 * (1 - tall)), wide, height * 0.78 * tall);
-        pen.globalAlpha = 1;
-        this.said(lane, w, "emotion").forEach((l, n, all) => { // people below the model, one beside the other
-          pen.fillStyle = this.data.colours[l.label] || style.getPropertyValue("--ink");
-          pen.fillRect(x(w.start_s) + wide * n / all.length, height * 0.84, wide / all.length, height * 0.16);
-        });
-      }
+      if (width && height) pen.drawImage(lane.drawn.picture, 0, 0);
       pen.fillStyle = style.getPropertyValue("--mark");
-      pen.fillRect(x(this.at) - ratio, 0, 2 * ratio, height);
+      pen.fillRect((this.at - from) / (to - from) * width - ratio, 0, 2 * ratio, height);
       lane.button.setAttribute("aria-pressed", String(k === this.lane));
     });
     const [left, right] = this.axis.children;
     left.textContent = clock(from); right.textContent = clock(to);
+  }
+  drawLane(lane, from, to, width, height, ratio, style) { // all but the cursor, which moves with each frame
+    const picture = document.createElement("canvas");
+    picture.width = width; picture.height = height;
+    const pen = picture.getContext("2d"), x = (s) => (s - from) / (to - from) * width;
+    for (const w of lane.windows) {
+      if (w.end_s < from || w.start_s > to) continue;
+      const tall = w.confidence === undefined ? 0.5 : Math.max(w.confidence, 0.12), wide = Math.max(x(w.end_s) - x(w.start_s) - ratio, ratio);
+      pen.fillStyle = w.emotion ? this.data.colours[w.emotion] || "#5B5B5B" : style.getPropertyValue("--dim");
+      pen.globalAlpha = w.uncertain ? 0.45 : 1;
+      pen.fillRect(x(w.start_s), height * (0.78 * (1 - tall)), wide, height * 0.78 * tall);
+      pen.globalAlpha = 1;
+      this.said(lane, w, "emotion").forEach((l, n, all) => { // people below the model, one beside the other
+        pen.fillStyle = this.data.colours[l.label] || style.getPropertyValue("--ink");
+        pen.fillRect(x(w.start_s) + wide * n / all.length, height * 0.84, wide / all.length, height * 0.16);
+      });
+    }
+    return picture;
   }
   // One clock.
   go(at) {
