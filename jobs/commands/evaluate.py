@@ -24,7 +24,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import KEY
 from emolake.pipeline.evaluation.labelled import LabelledTable, read_table
 from emolake.pipeline.evaluation.scoring import scored
-from emolake.pipeline.lake.commit import first_model
+from emolake.pipeline.lake.commit import first_model, seconds_of
 from emolake.pipeline.lake.reading import read_annotations
 from emolake.pipeline.storage.files import parse_options
 
@@ -211,7 +211,7 @@ def _answers(options: Options, of_video: Windows) -> dict[str, Any]:
 
 
 def _mean(windows: list[dict[str, Any]], name: str) -> float | None:
-    told = [(w[name], max(w["end_s"] - w["start_s"], 1e-3)) for w in windows if w[name] is not None]
+    told = [(w[name], seconds_of(w)) for w in windows if w[name] is not None]
     return sum(v * weight for v, weight in told) / sum(w for _, w in told) if told else None
 
 

@@ -19,13 +19,13 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import KEY, Said, same_window
 from emolake.pipeline.evaluation.shares import Audit, lot, share, worth
 from emolake.pipeline.labels import canonical
+from emolake.pipeline.lake.commit import SHORTEST_S, seconds_of
 from emolake.pipeline.lake.labels import Labels
 from emolake.pipeline.lake.reading import stream, table_schema
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 
 PLACE = ("uri", "start_s", "end_s", *KEY, "video_id")
 _READ = (*PLACE, "emotion", "scores", "model")
-_SHORTEST_S = 1e-3  # of a window of one frame, which must count
 
 Group = tuple[Any, ...]
 
@@ -87,7 +87,7 @@ class Counts:
         rows = [row for row, _ in self.labelled]
         units = [row["uri"] if unit == "video" else k for k, row in enumerate(rows)]
         told = [[label for label in labels if label is not None] for _, labels in self.labelled]
-        seconds = np.array([_seconds(row) for row in rows])
+        seconds = np.array([seconds_of(row) for row in rows])
         truth = np.array([of.count(emotion) / max(len(of), 1) for of in told])
         audit = Audit(
             seconds,
@@ -160,7 +160,7 @@ def _apart(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[Group, pa.Table
 
 
 def _add(counts: Counts, table: pa.Table, said: Said | None) -> None:
-    seconds = np.maximum(pc.subtract(table["end_s"], table["start_s"]).to_numpy(), _SHORTEST_S)
+    seconds = np.maximum(pc.subtract(table["end_s"], table["start_s"]).to_numpy(), SHORTEST_S)
     counts.windows += table.num_rows
     counts.seconds += float(seconds.sum())
     scores = table["scores"].combine_chunks()
@@ -196,10 +196,6 @@ def _check_drawn(said: Said, there: int, met: int) -> None:
             f"{said.what} was drawn from {said.drawn_from} {said.unit}s and there are {there} now, which it "
             "says nothing of; draw again with the same seed: most of what is labelled is drawn again"
         )
-
-
-def _seconds(row: Mapping[str, Any]) -> float:
-    return max(row["end_s"] - row["start_s"], _SHORTEST_S)
 
 
 def _merged(scores: Sequence[tuple[str, float]]) -> dict[str, float]:

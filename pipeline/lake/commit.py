@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -132,13 +133,20 @@ def first_model(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(one.values())
 
 
+SHORTEST_S = 1e-3
+
+
+def seconds_of(window: Mapping[str, Any]) -> float:
+    """Length of a window. One of a single frame has hardly any, and must still count."""
+    return max(float(window["end_s"] - window["start_s"]), SHORTEST_S)
+
+
 def time_weighted_scores(annotations: list[dict[str, Any]]) -> dict[str, float]:
     """Mean score of each label over windows, each weighted by its length."""
     total: dict[str, float] = {}
     weight = 0.0
     for annotation in annotations:
-        # A window of a single frame has hardly any length and must still count.
-        length = max(annotation["end_s"] - annotation["start_s"], 1e-3)
+        length = seconds_of(annotation)
         weight += length
         for label, score in annotation["scores"]:
             total[label] = total.get(label, 0.0) + length * score

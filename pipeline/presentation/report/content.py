@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from emolake.pipeline.lake.commit import first_model, time_weighted_scores
+from emolake.pipeline.lake.commit import first_model, seconds_of, time_weighted_scores
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions, video_states
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment
@@ -60,7 +60,7 @@ class VideoReport:
     duration_s: float
     lanes: dict[tuple[int, int, str], list[Span]] = field(default_factory=dict)
     dominant: str | None = None
-    weight: Counter[str] = field(default_factory=Counter)
+    weight: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Score times seconds, by label."""
     thumbnails: list[str] = field(default_factory=list)
     """JPEGs in base64, one a track, where the user stored them."""
@@ -278,7 +278,7 @@ def _draw(rows: pa.Table, shown: dict[str, VideoReport]) -> None:
         weighed.setdefault(row["video_id"], []).append(row)
     for video_id, windows in weighed.items():
         for label, score in time_weighted_scores(windows).items():
-            length = sum(max(w["end_s"] - w["start_s"], 1e-3) for w in windows)
+            length = sum(map(seconds_of, windows))
             shown[video_id].weight[label] += score * length
         weight = shown[video_id].weight
         shown[video_id].dominant = max(weight, key=lambda label: weight[label])
