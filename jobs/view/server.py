@@ -206,6 +206,8 @@ class Viewer:
 
     async def _report(self, _: web.Request) -> web.StreamResponse:
         report = await self._in_thread(read_report, self.index.lake)
+        for video in report.videos if self.blur else ():
+            video.thumbnails.clear()  # as sharp as they were stored
         text = await self._in_thread(lambda: render(report, linked=True))
         headers = {"Content-Security-Policy": _OWN_SCRIPT}
         return web.Response(text=text, content_type="text/html", headers=headers)

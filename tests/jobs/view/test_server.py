@@ -360,6 +360,17 @@ def test_with_blurred_faces_no_recognisable_one_leaves(lake: Lake, tmp_path: Pat
             assert cv2.Laplacian(part, cv2.CV_64F).std() < 0.35 * fine[0], frame.time
 
 
+def test_stored_pictures_of_faces_are_not_shown_where_faces_are_blurred(tmp_path: Path) -> None:
+    lake = Lake.at(str(tmp_path / "out"), Storage())
+    row = video("/v/a.mp4", "a")
+    row["tracks"][0]["thumbnail"] = b"a face"
+    commit_segments(lake, [row], RUN, no_fence)
+    for blur in (False, True):
+        with served(lake, blur=blur) as found:
+            shown = "data:image/jpeg" in found.get("/report").text
+            assert shown is not blur
+
+
 def test_blurred_goes_by_the_time_of_the_frame_that_is_shown(lake: Lake) -> None:
     with served(lake, blur=True) as found:
         last = picture(found.get("/still/walk?at=900").content)
