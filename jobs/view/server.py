@@ -39,6 +39,7 @@ _ROOM = Path(view.__file__).parent
 _BLOCK = 1 << 20  # bytes of a video at once
 _THREADS = 16
 _NAMES = ("127.0.0.1", "localhost")
+_FAR_OUT = -9.0  # where a box may begin: faces leave the picture
 _OTHERS_S = 3.0  # how old what others have said may be
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; media-src 'self'; "
@@ -341,7 +342,11 @@ class Viewer:
         segments = await self._in_thread(self._segments, request)
         asked = request.query
         time_s = _real(asked.get("at", "0"), "at")
-        box = [_real(part, "box") for part in asked["box"].split(",")] if asked.get("box") else None
+        box = (
+            [_real(part, "box", _FAR_OUT) for part in asked["box"].split(",")]
+            if asked.get("box")
+            else None
+        )
         if box is not None and len(box) != 4:
             raise UserError("box is x1,y1,x2,y2")
         paths = await self._in_thread(self._blurred, segments[0]["video_id"])
@@ -468,13 +473,13 @@ def _whole(told: str, name: str, least: int = 1) -> int:
     return int(told)
 
 
-def _real(told: str, name: str) -> float:
+def _real(told: str, name: str, least: float = 0.0) -> float:
     try:
         number = float(told)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
-        raise UserError(f"{name} {told[:40]!r} is no number from 0 on")
+    if not least <= number < math.inf:
+        raise UserError(f"{name} {told[:40]!r} is no number from {least:g} on")
     return number
 
 

@@ -417,7 +417,8 @@ class Index:
         segments = self.video(video_id)
         _, tracks = self.rows_of(video_id)
         return (
-            len(segments) == segments[0]["n_segments"]
+            bool(segments)
+            and len(segments) == segments[0]["n_segments"]
             and all(s["state"] != "failed" and not s["n_dropped_tracks"] for s in segments)
             and len(tracks) == sum(s["n_tracks"] for s in segments)
         )

@@ -288,6 +288,8 @@ def test_a_still_shows_the_moment_and_the_face(shown: Served) -> None:
     assert inside.std() > 20 > outside.std()
     box = f"{left / WIDTH},{70 / HEIGHT},{(left + FACE) / WIDTH},{(70 + FACE) / HEIGHT}"
     assert picture(shown.get(f"/still/walk?at=3&box={box}").content).shape[0] < HEIGHT
+    leaving = picture(shown.get("/still/walk?at=3&box=-0.2,0.1,0.1,0.5").content)
+    assert leaving.shape[1] < WIDTH, "a face may be half out of the picture"
     assert picture(shown.get("/still/walk?at=900").content).shape == whole.shape, (
         "the last there is"
     )
