@@ -72,7 +72,8 @@ def answer_all(block: str, where: Path) -> int:
     assert process.stdout is not None
     try:
         address, token = process.stdout.readline().strip().split("/?")
-        assert f"opened {address}/review?{token}" in process.stdout.readline()
+        opened = Path(process.stdout.readline().strip().removeprefix("opened file://"))
+        assert f"{address}/review?{token}" in opened.read_text()
         session = requests.Session()
         session.get(f"{address}/?{token}", timeout=60)
         answers = 0
