@@ -69,8 +69,8 @@ class Child:
     @property
     def pid(self) -> int | None:
         """None where it does not run."""
-        running = self._process is not None and self._process.poll() is None
-        return self._process.pid if self._process is not None and running else None
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     def _started(self) -> Connection[bytes, bytes]:
         if self._process is not None and self._process.poll() is not None:

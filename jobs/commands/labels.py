@@ -84,17 +84,16 @@ def _take_in(options: Options, lake: Lake) -> int:
         missed += not found
         reviewer = options.reviewer or remark.reviewer or options.taken.name
         words += [
-            (window, {"reviewer": reviewer, "kind": "emotion", "label": label}, story(remark.video))
-            for window in found
+            (window, {"reviewer": reviewer, "kind": "emotion", "label": label}) for window in found
         ]
     stored = 0
-    for window, word, of in words:  # all are known to be good by now
+    for window, word in words:  # all are known to be good by now
         row = {name: window[name] for name in (*WINDOW, "uri", "start_s", "end_s", *ANSWER)} | word
         last = labels.last(slot_of(row))
         if last is not None and last["label"] == row["label"]:
             continue  # taken in before
         row |= {"revision": labels.next_revision(slot_of(row)), "blind": False, "queue": None}
-        labels.add(save(lake, row, of.corpus, of.date))
+        labels.add(save(lake, row, window["corpus"], window["date"]))
         stored += 1
     told = {"from": str(options.taken), "remarks": len(said), "stored": stored, "missed": missed}
     return tell(

@@ -15,7 +15,9 @@ from threading import Thread
 from emolake.jobs.cli import EXIT_INTERRUPTED
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError
+from emolake.pipeline.evaluation.audit import UNITS
 from emolake.pipeline.lake.reading import opened
+from emolake.pipeline.presentation.view import PER, QUEUES
 from emolake.pipeline.storage.files import Storage, parse_options
 
 
@@ -25,14 +27,12 @@ def declare(parser: Parser) -> None:
     parser.flag("--no-browser", "only print the address")
     parser.option("--reviewer", "NAME", "who corrects (default: your login)")
     parser.add_argument(
-        "--queue", choices=("random", "uncertain", "disagree", "rare"), default=None,
+        "--queue", choices=QUEUES, default=None,
         help="what to be asked about, and open the browser there; random is for `measure`",
     )  # fmt: skip
+    parser.add_argument("--per", choices=PER, default=None, help="one of each in turn")
     parser.add_argument(
-        "--per", choices=("corpus", "emotion", "date"), default=None, help="one of each in turn"
-    )
-    parser.add_argument(
-        "--unit", choices=("window", "video"), default="window",
+        "--unit", choices=UNITS, default=UNITS[0],
         help="what is drawn at random: windows, or videos with all of theirs",
     )  # fmt: skip
     parser.option("--seed", "N", "of the order; one seed asks the same again", type=int, default=0)
@@ -63,7 +63,8 @@ def run(options: Options) -> int:
 
     storage = Storage(parse_options(options.storage_options))
     lake = opened(options.output, storage.options)
-    queue = Queue(options.queue or "random", options.seed, options.per or "", options.unit)
+    told = {name: getattr(options, name) for name in ("queue", "per", "unit")}
+    queue = Queue.of(told | {"seed": str(options.seed)})
     with listening(options.port) as sock, tempfile.TemporaryDirectory(prefix="emolake-") as scratch:
         folder = Path(scratch)
         index = Index(lake, folder, options.reviewer or getpass.getuser())

@@ -39,16 +39,17 @@ class Pictures:
         self._offline = offline
         for _ in range(_CHILDREN):
             self._children.put(_Decoder(self._settings, offline=offline))
-        self.forget()
-
-    def forget(self, *, offline: bool | None = None) -> None:
-        """What was made may be of files that have changed since."""
-        self._offline = self._offline if offline is None else offline
         self._looks: _Kept[str | None] = _Kept(_STILLS)
         self._stills: _Kept[bytes] = _Kept(_STILLS)
         self._remade: _Kept[tuple[Path, float]] = _Kept(
             _REMADE, lambda made: made[0].unlink(missing_ok=True)
         )
+
+    def forget(self, *, offline: bool) -> None:
+        """What was made may be of files that have changed since."""
+        self._offline = offline
+        for kept in (self._looks, self._stills, self._remade):
+            kept.clear()
 
     def why_remade(self, uri: str) -> str | None:
         """None where browsers play a video as it is."""
@@ -135,6 +136,11 @@ class _Kept(Generic[T]):
         self._made: OrderedDict[str, T] = OrderedDict()
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        with self._lock:
+            while self._made:
+                self._drop(self._made.popitem()[1])
 
     def get(self, key: str, make: Callable[[], T]) -> T:
         with self._lock:

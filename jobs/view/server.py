@@ -26,13 +26,14 @@ from pydantic import BaseModel, Field, ValidationError
 from emolake.jobs.view.pictures import REMADE_S, Pictures
 from emolake.pipeline.config import mistake
 from emolake.pipeline.errors import UserError, VideoError, in_a_line
+from emolake.pipeline.evaluation.audit import UNITS
 from emolake.pipeline.lake.labels import NO_EMOTION, WINDOW
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 from emolake.pipeline.presentation import view
 from emolake.pipeline.presentation.palette import PALETTE, colour
 from emolake.pipeline.presentation.report.content import read_report
 from emolake.pipeline.presentation.report.page import clock, render
-from emolake.pipeline.presentation.view.index import FACETS, PAGE, PER, SORTS, Filter, Index, Queue
+from emolake.pipeline.presentation.view.index import FACETS, PAGE, SORTS, Filter, Index, Queue
 from emolake.pipeline.storage.files import Storage
 
 _ROOM = Path(view.__file__).parent
@@ -102,7 +103,14 @@ class Viewer:
             loader=FileSystemLoader(_ROOM), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self._pages.globals.update(colour=colour, clock=clock, address=_address)
+        self._pages.globals.update(
+            colour=colour,
+            clock=clock,
+            address=_address,
+            queues=view.QUEUES,
+            per=view.PER,
+            units=UNITS,
+        )
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guarded, _told], client_max_size=1 << 16)
@@ -202,7 +210,7 @@ class Viewer:
         queue = Queue.of(self.queue.told() | told)
         blind = told.get("blind", "1" if self.blind else "") == "1"
         return await self._in_thread(
-            lambda: self._page("video.html.j2", data=self._data(None, queue, blind), per=PER)
+            lambda: self._page("video.html.j2", data=self._data(None, queue, blind))
         )
 
     async def _report(self, _: web.Request) -> web.StreamResponse:
@@ -216,7 +224,7 @@ class Viewer:
     async def _video(self, request: web.Request) -> web.StreamResponse:
         segments = await self._in_thread(self._segments, request)
         data = self._data(segments[0]["video_id"], None, False)
-        return await self._in_thread(lambda: self._page("video.html.j2", data=data, per=PER))
+        return await self._in_thread(lambda: self._page("video.html.j2", data=data))
 
     def _data(self, video_id: str | None, queue: Queue | None, blind: bool) -> dict[str, Any]:
         """What the page's script begins with."""

@@ -20,7 +20,7 @@ from emolake.pipeline.evaluation.audit import KEY, Said, same_window
 from emolake.pipeline.evaluation.shares import Audit, lot, share, worth
 from emolake.pipeline.labels import canonical
 from emolake.pipeline.lake.commit import SHORTEST_S, seconds_of
-from emolake.pipeline.lake.labels import Labels
+from emolake.pipeline.lake.labels import WINDOW, Labels
 from emolake.pipeline.lake.reading import stream, table_schema
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 
@@ -257,10 +257,10 @@ def said_of_draw(output: Output, labels: Labels, unit: str, seed: int) -> Said |
     """
     said: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in labels.standing(["emotion"]):
-        said[tuple(row[name] for name in _WINDOW)].append(row)
+        said[tuple(row[name] for name in WINDOW)].append(row)
     name = draw_name(unit, seed)
     asked = {
-        tuple(row[n] for n in _WINDOW) for row in labels.rows.values() if row["queue"] == name
+        tuple(row[n] for n in WINDOW) for row in labels.rows.values() if row["queue"] == name
     }  # whatever was said later
     if not asked & said.keys():
         return None
@@ -270,17 +270,14 @@ def said_of_draw(output: Output, labels: Labels, unit: str, seed: int) -> Said |
     for _, rows in groupby(enumerate(drawn), lambda at: at[1]["uri"] if unit == "video" else at[0]):
         of_unit = []
         for _, row in rows:
-            own = said.get(tuple(row[name] for name in _WINDOW), ())
+            own = said.get(tuple(row[name] for name in WINDOW), ())
             of_unit.append((row, [label["label"] for label in own if same_window(label, row)]))
         if not all(told for _, told in of_unit):
             break
         found += of_unit
-    if not any(tuple(row[name] for name in _WINDOW) in asked for row, _ in found):
+    if not any(tuple(row[name] for name in WINDOW) in asked for row, _ in found):
         return None
     return Said.of_draw("the output's labels", unit, found)
-
-
-_WINDOW = ("video_id", *KEY)
 
 
 def draws_of(labels: Labels) -> list[tuple[str, int]]:

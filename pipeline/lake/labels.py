@@ -27,8 +27,7 @@ from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.schema import LABELS as SCHEMA
 from emolake.pipeline.lake.schema import SCHEMA_VERSION, sort_keys
 
-CANNOT_TELL, NOT_A_FACE = "cannot tell", "not a face"
-NO_EMOTION = (CANNOT_TELL, NOT_A_FACE)
+NO_EMOTION = ("cannot tell", "not a face")
 KINDS = ("emotion", "same person", "note")
 """An emotion, or why there is none; `SEGMENT.TRACK` of the same video that shows the same person; a text."""
 WINDOW = ("video_id", "segment", "track_id", "window")
@@ -133,7 +132,6 @@ def save(lake: Lake, said: dict[str, Any], corpus: str, date: str) -> dict[str, 
     corpus, date: the partition of the window. It is there once this returns; OSError where it is not sure."""
     row = dict.fromkeys(SCHEMA.names) | said
     row |= {"said_at": datetime.now(UTC), "schema_version": SCHEMA_VERSION}
-    table = None
     for left in reversed(range(_TRIES)):
         row["label_id"] = _new_id()
         table = pa.Table.from_pylist([row], SCHEMA)
@@ -192,9 +190,3 @@ def _by_partition(files: Iterable[DataFile]) -> Iterator[list[DataFile]]:
 
 def _new_id() -> str:
     return f"{time.time_ns():016x}-{secrets.token_hex(4)}"
-
-
-def read_labels(lake: Lake, kinds: Collection[str] = KINDS) -> pa.Table:
-    """The words that count (`Labels.standing`), as schema.LABELS."""
-    table = pa.Table.from_pylist(Labels.of(lake).standing(kinds), SCHEMA)
-    return table.sort_by([(key, "ascending") for key in (*sort_keys(SCHEMA), "reviewer")])

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -145,10 +145,9 @@ _READERS: dict[str, Callable[[Path, Callable[[str], float | None]], Iterator[Rem
 
 def _placed(remark: Remark, name: str) -> Remark:
     """With the window or the face that a name tells, where it tells one."""
-    told = {"video": remark.video.strip()}
     if found := _WINDOW.match(name):
         segment, track, window = map(int, found.groups())
-        return Remark(**vars(remark) | told | {"track": (segment, track), "window": window})
+        return replace(remark, track=(segment, track), window=window)
     if found := _FACE.match(name):
-        return Remark(**vars(remark) | told | {"track": (int(found[1]), int(found[2]))})
-    return Remark(**vars(remark) | told)
+        return replace(remark, track=(int(found[1]), int(found[2])))
+    return remark

@@ -63,8 +63,6 @@ class Story:
     duration_s: float
     faces: list[Face]
     fps: float | None = None
-    corpus: str = ""
-    date: str = ""
 
     @property
     def name(self) -> str:
@@ -106,8 +104,7 @@ def story_of(snapshot: Snapshot, video: str) -> Story:
     lengths = [row["duration_s"] or 0.0 for row in rows]
     duration = max([*lengths, *(face.end_s for face in faces)])
     faces.sort(key=lambda f: (f.start_s, f.track_id))
-    place = {name: windows[0][name] if windows else "" for name in ("corpus", "date")}
-    return Story(video_id, uri, duration, faces, rows[0]["fps"], **place)
+    return Story(video_id, uri, duration, faces, rows[0]["fps"])
 
 
 def _named(ledger: pa.Table, video: str) -> list[dict[str, Any]]:

@@ -30,12 +30,11 @@ from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
 from emolake.pipeline.lake.schema import LABELS, VIDEO_ITSELF
+from emolake.pipeline.presentation.view import PER, QUEUES
 from emolake.pipeline.storage.shards import Joined
 
 PAGE = 48
 FACETS = ("emotion", "corpus", "date", "model", "reviewed")
-QUEUES = ("random", "uncertain", "disagree", "rare")
-PER = ("corpus", "emotion", "date")
 SORTS = {
     "sure": "confidence desc",
     "unsure": "uncertain is true desc, confidence",

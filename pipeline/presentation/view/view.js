@@ -153,7 +153,7 @@ class Page {
     $("film").muted = true;
     if (!this.film.lost) $("film").play().catch(() => {});
   }
-  asks(key) { return this.item && ["video_id", "segment", "track_id", "window"].every((name) => key[name] === this.item[name]); }
+  asks(key) { return this.item && sameWindow(key, this.item); }
   // Lanes.
   build() {
     $("lanes").replaceChildren();
@@ -302,21 +302,22 @@ class Page {
   say(kind, label, on) { // whether it was stored
     const lane = this.story && this.story.lanes[this.lane], window = this.window();
     if (!on && (!window || lane.track_id < 0)) { $("saved").textContent = "no face has a window here"; return Promise.resolve(false); }
-    const key = on || this.key_of(lane, window), asking = Boolean(this.data.queue) && this.asks(key) && kind === "emotion" && label !== null;
-    const mine = (this.story.labels || []).find((l) => l.kind === kind && l.reviewer === this.data.reviewer && ["video_id", "segment", "track_id", "window"].every((name) => l[name] === key[name]));
+    const key = on || this.key_of(lane, window), asking = Boolean(this.data.queue) && this.asks(key) && kind === "emotion";
     if (asking) this.pending = true;
-    const queue = asking ? this.data.queue : null;
     return this.inTurn(async () => {
-      const told = await this.send({ ...key, kind, label, blind: Boolean(this.data.blind), queue });
-      if (told) {
+      try {
+        const mine = this.story.labels.find((l) => l.kind === kind && l.reviewer === this.data.reviewer && sameWindow(l, key));
+        if (!await this.send({ ...key, kind, label, blind: Boolean(this.data.blind), queue: asking ? this.data.queue : null })) return false;
         this.last.push({ key, kind, before: mine ? mine.label : null });
-        if (asking) try { await this.next(); } catch (error) { this.notice(`what comes next is not known: ${error.message}`, true); }
-      }
-      if (asking) this.pending = false;
-      return told;
+        if (asking) await this.next();
+        return true;
+      } finally { if (asking) this.pending = false; }
     });
   }
-  inTurn(work) { this.busy = this.busy.then(work); return this.busy; }
+  inTurn(work) { // one after the other, whatever becomes of one
+    this.busy = this.busy.then(work).catch((error) => { this.notice(`what comes next is not known: ${error.message}`, true); return true; });
+    return this.busy;
+  }
   async send(word) {
     $("saved").textContent = "saving";
     try {
@@ -326,7 +327,7 @@ class Page {
     } catch (error) { $("saved").textContent = `not saved: ${error.message}; try again`; return false; }
   }
   keep(stored) {
-    const same = (l) => ["video_id", "segment", "track_id", "window", "kind", "reviewer"].every((name) => l[name] === stored[name]);
+    const same = (l) => sameWindow(l, stored) && l.kind === stored.kind && l.reviewer === stored.reviewer;
     if (!this.story || this.story.video_id !== stored.video_id) return;
     this.story.labels = this.story.labels.filter((l) => !same(l));
     if (stored.label !== null) this.story.labels.push(stored);
@@ -407,6 +408,7 @@ class Page {
   }
 }
 
+const sameWindow = (a, b) => ["video_id", "segment", "track_id", "window"].every((name) => a[name] === b[name]);
 const middle = (w) => (w.start_s + w.end_s) / 2;
 
 function holding(lane, at) {

@@ -311,6 +311,28 @@ def test_who_looks_around_is_still_asked_and_still_blind(browser: Chrome, shown:
     assert (row["blind"], row["queue"]) == (True, "disagree, seed 0")
 
 
+def test_an_answer_is_stored_though_the_one_before_led_nowhere(
+    browser: Chrome, shown: Served, monkeypatch
+) -> None:
+    opened(browser, shown, "/review?queue=disagree")
+    until(lambda: at(browser, "answers").find_element(By.TAG_NAME, "button").is_enabled())
+    press(browser, "1")
+    until(lambda: "1 of 2 done" in at(browser, "progress").text)
+
+    def away(*_: object) -> None:
+        raise OSError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shown.viewer.index, "next_in", away)
+        press(browser, "z")
+        until(lambda: "what comes next is not known" in at(browser, "notice").text)
+    press(browser, "6")
+    until(lambda: at(browser, "saved").text == "saved: sadness")
+    (row,) = Labels.of(shown.viewer.index.lake).standing()
+    assert row["label"] == "sadness"
+    browser.get_log("browser")  # the 502 is among them
+
+
 def test_a_question_of_a_film_that_is_gone_shows_no_other_film(
     browser: Chrome, shown: Served
 ) -> None:

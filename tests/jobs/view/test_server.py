@@ -338,11 +338,13 @@ def test_a_video_that_moved_or_is_cut_off_says_so_and_the_rest_goes_on(shown: Se
 def test_a_decoder_that_dies_costs_one_picture(shown: Served) -> None:
     assert shown.get("/still/walk?at=0.5").status_code == 200
     decoders = list(shown.viewer.pictures._children.queue)
-    for decoder in decoders:
-        if decoder.child.pid is not None:
-            subprocess.run(["kill", "-SEGV", str(decoder.child.pid)], check=True)
-    answers = [shown.get(f"/still/walk?at=2.{k}").status_code for k in range(4)]
-    assert answers[-1] == 200
+    running = [decoder.child.pid for decoder in decoders if decoder.child.pid is not None]
+    assert running
+    for pid in running:
+        subprocess.run(["kill", "-SEGV", str(pid)], check=True)
+    answers = [shown.get(f"/still/walk?at=2.{k}").status_code for k in range(6)]
+    assert answers.count(200) >= 6 - len(running)
+    assert answers[-2:] == [200, 200]
 
 
 def test_with_blurred_faces_no_recognisable_one_leaves(lake: Lake, tmp_path: Path) -> None:
@@ -665,7 +667,12 @@ def test_the_command_prints_its_address_serves_and_leaves_nothing_when_it_ends(
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [(["--port", "x"], "port"), (["--queue", "best"], "queue"), (["--seed", "x"], "seed")],
+    [
+        (["--port", "x"], "port"),
+        (["--queue", "best"], "queue"),
+        (["--seed", "x"], "seed"),
+        (["--seed", "9" * 20], "seed"),
+    ],
 )
 def test_bad_options_are_one_line(lake: Lake, more: list[str], told: str, capsys) -> None:
     assert main(["view", lake.uri, "--no-browser", *more]) == 2
