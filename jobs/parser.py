@@ -126,6 +126,14 @@ def output_argument(parser: Parser) -> None:
     parser.option("output", "OUTPUT", "where the tables stand")
 
 
+def part_option(parser: Parser) -> None:
+    parser.option(
+        "--part", "LOW:HIGH",
+        "windows of this part only, in percent; which are of it is chance and the same in both commands: "
+        "0:70 to learn from, 70:100 to measure by",
+    )  # fmt: skip
+
+
 def run_id_option(parser: Parser) -> None:
     parser.option("--run-id", "ID", "name of this run (default: made from time)")
 

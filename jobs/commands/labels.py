@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emolake.jobs.cli import tell
-from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.jobs.parser import Options, Parser, output_argument, part_option, storage_option
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.agreement import agreement
+from emolake.pipeline.evaluation.measuring import Part
 from emolake.pipeline.lake.labels import (
     ANSWER,
     NO_EMOTION,
@@ -55,6 +56,7 @@ def declare(parser: Parser) -> None:
         "or JSONL with uri, start_s, end_s and label", type=Path, dest="taken",
     )  # fmt: skip
     parser.option("--reviewer", "NAME", "what this one said only; with --from, who said it")
+    part_option(parser)
     storage_option(parser)
     parser.calls(run, "emolake labels out/ --output labels.parquet")
 
@@ -62,6 +64,8 @@ def declare(parser: Parser) -> None:
 def run(options: Options) -> int:
     if (options.file is None) == (options.taken is None):
         raise UserError("give either --output FILE to write labels, or --from FILE to take some in")
+    if options.taken is not None and options.part is not None:
+        raise UserError("--part is of the labels that --output writes; --from takes all in")
     lake = opened(options.output, parse_options(options.storage_options))
     return _take_in(options, lake) if options.taken is not None else _write_out(options, lake)
 
@@ -126,12 +130,16 @@ def _write_out(options: Options, lake: Lake) -> int:
         raise UserError(f"--output {file}: name a file that ends in {', '.join(_KINDS)}")
     if importlib.util.find_spec("nltk") is None:
         raise UserError("`labels` needs one package more: pip install 'emolake[view]'")
+    part = Part.of(options.part)
     said = Labels.of(lake).standing(("emotion", "note"))
+    if part is not None:
+        said = [row for row in said if part.holds(row)]
     if options.reviewer is not None:
         said = [row for row in said if row["reviewer"] == options.reviewer]
     told = [row for row in said if row["kind"] == "emotion"]
     if not told:
         whose = f" of {options.reviewer}" if options.reviewer else ""
+        whose += f" in part {options.part}" if part else ""
         raise UserError(f"{lake.uri} has no labels{whose}; emolake view {lake.uri} asks for some")
     rows, split = _rows(said)
     try:
@@ -183,13 +191,16 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         listed = [row | {"votes": list(row["votes"].items())} for row in rows]
-        pq.write_table(pa.Table.from_pylist(listed, _TABLE), file, compression="zstd")
+        with file.open(
+            "wb"
+        ) as out:  # pyarrow takes the name of a file for a URI where it has a colon
+            pq.write_table(pa.Table.from_pylist(listed, _TABLE), out, compression="zstd")
         return
-    with file.open("w", newline="", encoding="utf-8") as out:
+    with file.open("w", newline="", encoding="utf-8") as text:
         if suffix == ".jsonl":
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             return
-        writer = csv.DictWriter(out, _TABLE.names)
+        writer = csv.DictWriter(text, _TABLE.names)
         writer.writeheader()
         nested = ("votes", "reviewers", "notes")
         for row in rows:

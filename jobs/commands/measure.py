@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from emolake.jobs.cli import tell
-from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.jobs.parser import Options, Parser, output_argument, part_option, storage_option
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import UNITS, Said
 from emolake.pipeline.evaluation.labelled import read_table
 from emolake.pipeline.evaluation.measuring import (
     PLACE,
     Output,
+    Part,
     counted,
     draw_name,
     draw_videos,
@@ -58,13 +59,14 @@ def declare(parser: Parser) -> None:
         "--unit", choices=UNITS, default=None,
         help="what is or was drawn: windows, or videos with all of theirs (window, or as --labels says)",
     )  # fmt: skip
+    part_option(parser)
     storage_option(parser)
     parser.calls(run, "emolake measure out/ --labels audit.csv --by corpus")
 
 
 def run(options: Options) -> int:
     given = parse_options(options.storage_options)
-    output = Output(options.output, given, options.reading)
+    output = Output(options.output, given, options.reading, Part.of(options.part))
     if options.draw is not None or options.audit is not None:
         return _draw(options, output)
     if options.seed is not None and options.labels is not None:
@@ -78,6 +80,7 @@ def run(options: Options) -> int:
             raise UserError(f"--labels {options.labels}: no row has a label yet")
     else:
         said = _said_here(options, output)
+    _refuse_videos(output, said.unit if said else options.unit)
     found = counted(output, by, said)
     entries = [
         dict(zip(by, group, strict=True)) | entry
@@ -86,7 +89,14 @@ def run(options: Options) -> int:
     ]
     if said is None:
         print(_UNMEASURED.format(output=options.output), file=sys.stderr)
-    return tell(options, entries, *_lines(entries, by, said))
+    return tell(options, entries, *_lines(entries, by, said, options.part))
+
+
+def _refuse_videos(output: Output, unit: str | None) -> None:
+    if output.part is not None and unit == "video":
+        raise UserError(
+            "--part takes single windows out of all videos; these were drawn as whole videos"
+        )
 
 
 def _said_here(options: Options, output: Output) -> Said | None:
@@ -125,6 +135,7 @@ def _draw(options: Options, output: Output) -> int:
     if not file.absolute().parent.is_dir():
         raise UserError(f"--audit {file}: {file.parent} is no folder of this machine")
     unit, seed = options.unit or "window", options.seed or 0
+    _refuse_videos(output, unit)
     drawn = (draw_windows if unit == "window" else draw_videos)(output, n, seed)
     if not drawn.rows:
         raise UserError(f"{options.output} has no window of a face; annotate some first")
@@ -144,12 +155,12 @@ def _draw(options: Options, output: Output) -> int:
 
 
 def _lines(
-    entries: Sequence[dict[str, Any]], by: tuple[str, ...], said: Said | None
+    entries: Sequence[dict[str, Any]], by: tuple[str, ...], said: Said | None, part: str | None
 ) -> Iterator[str]:
     if said is not None and (said.blank or said.missed):
         print(
             f"of the labels {said.blank} are not filled in, and {said.missed} are of windows that the output "
-            "has not, or has at other times",
+            "has not, or has at other times" + (", or in another part" if part else ""),
             file=sys.stderr,
         )
     head = (*by, "emotion", "counted", "measured", "95 %", "audit alone", "labels", "worth")

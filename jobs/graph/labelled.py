@@ -25,6 +25,8 @@ from emolake.pipeline.evaluation.labelled import LabelledTable, Part
 from emolake.pipeline.faces.needs import Needs
 
 _PICTURES_PER_BLOCK = 32
+_BRIEF_S = 30.0
+_BRIEF_PER_BLOCK = 8  # stretches, whose windows an actor holds together
 _WHOLE_VIDEO_S = 86_400.0
 
 
@@ -96,7 +98,11 @@ def _faces(
 
 
 def _rows_per_block(table: LabelledTable) -> int:
-    return 1 if table.has_videos else _PICTURES_PER_BLOCK
+    if not table.has_videos:
+        return _PICTURES_PER_BLOCK
+    spans = zip(table.column("start_s"), table.column("end_s"), strict=True)
+    brief = all(end is not None and end - (start or 0.0) <= _BRIEF_S for start, end in spans)
+    return _BRIEF_PER_BLOCK if brief else 1
 
 
 def _read_part(parts: pa.Table, table: LabelledTable) -> Iterator[pa.Table]:

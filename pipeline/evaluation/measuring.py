@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import KEY, Said, same_window
@@ -31,17 +32,53 @@ Group = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Part:
+    """From `low` to `high` of the hundred parts into which chance divides windows, the same whoever annotated
+    them, and independent of all draws. What a model learns from and what it is measured by are two."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, told: str | None) -> Part | None:
+        """`told`: LOW:HIGH, percent. UserError where it is none."""
+        if told is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", told)
+        if match is None or not float(match[1]) < float(match[2]) <= 100:
+            raise UserError(
+                f"--part {told}: say from which to which percent, such as 0:70 and 70:100"
+            )
+        return cls(float(match[1]), float(match[2]))
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        place = int.from_bytes(lot("part\0" + _name(row), 0)[:8]) / 2**64
+        return self.low <= 100 * place < self.high
+
+    def of_table(self, table: pa.Table) -> pa.Table:
+        rows = table.select(["uri", *KEY]).to_pylist()
+        return table.filter(pa.array(map(self.holds, rows), pa.bool_()))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return "\0".join(str(row[name]) for name in ("uri", *KEY))
+
+
+@dataclass(frozen=True)
 class Output:
-    """Whose windows. reading: the model's whose answers count, where several wrote."""
+    """Whose windows. reading: the model's whose answers count, where several wrote; part: of all windows."""
 
     uri: str
     storage_options: Mapping[str, Any]
     reading: str | None = None
+    part: Part | None = None
 
-    def windows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Those of faces. UserError where rows of several models stand there and none was named."""
+    def windows(self, columns: Sequence[str], *, whole: bool = False) -> Iterator[pa.Table]:
+        """Those of faces in the part, or in the whole. UserError where rows of several models stand there and
+        none was named."""
         names: set[str] = set()
-        wanted = list(dict.fromkeys([*columns, "track_id", "model"]))
+        parting = ("uri", *KEY) if self.part is not None else ()
+        wanted = list(dict.fromkeys([*columns, *parting, "track_id", "model"]))
         for batch in stream(self.uri, "annotations", self.storage_options, wanted):
             table = pa.Table.from_batches([batch])
             table = table.filter(pc.not_equal(table["track_id"], VIDEO_ITSELF))
@@ -52,6 +89,8 @@ class Output:
                 raise UserError(
                     f"the output has rows of {', '.join(sorted(names))}; say whose count: --reading NAME"
                 )
+            if self.part is not None and not whole:
+                table = self.part.of_table(table)
             if table.num_rows:
                 yield table
         if self.reading is not None and self.reading not in names:
@@ -62,11 +101,14 @@ class Output:
 
 @dataclass
 class Counts:
-    """Of one group. won, guessed: seconds of each emotion, by winning labels and by probabilities; labelled:
-    rows that people looked at, and what they said."""
+    """Of one group. won, guessed: seconds of each emotion, by winning labels and by probabilities, the latter
+    of the `part` windows (of part_seconds) that are in the output's part; labelled: rows of these that people
+    looked at, and what they said."""
 
     windows: int = 0
     seconds: float = 0.0
+    part: int = 0
+    part_seconds: float = 0.0
     won: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     guessed: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     labelled: list[tuple[dict[str, Any], list[str | None]]] = field(default_factory=list)
@@ -99,9 +141,12 @@ class Counts:
             np.unique(np.array(units), return_inverse=True)[1],
         )
         # Of a video that was drawn not all windows may be labelled: no number of videos says what is left.
-        there = self.windows if unit == "window" else None
-        guessed = self.guessed[emotion] / self.seconds
-        both, alone = share(audit, guessed, there), share(audit, guessed, there, listen=False)
+        there = self.part if unit == "window" else None
+        guessed = self.guessed[emotion] / self.part_seconds
+        both, alone = (
+            share(audit, guessed, there, of_all=self.windows, listen=listen)
+            for listen in (True, False)
+        )
         if both is None or alone is None:
             return {}
         shown = seconds * audit.told * truth
@@ -133,15 +178,15 @@ def counted(output: Output, by: Sequence[str], said: Said | None) -> dict[Group,
     found: dict[Group, Counts] = defaultdict(Counts)
     videos: set[str] = set()
     by_videos = said is not None and said.unit == "video"
-    for table in output.windows([*_READ, *by]):
+    for table in output.windows([*_READ, *by], whole=True):
         for group, part in _apart(table, by):
-            _add(found[group], part, said)
+            _add(found[group], part, output.part, said)
         if by_videos:
             videos.update(table["uri"].unique().to_pylist())
     if not found:
         raise UserError(f"{output.uri} has no window of a face; annotate some first")
     if said is not None:
-        there = len(videos) if by_videos else sum(counts.windows for counts in found.values())
+        there = len(videos) if by_videos else sum(counts.part for counts in found.values())
         _check_drawn(said, there, sum(len(counts.labelled) for counts in found.values()))
     return found
 
@@ -159,10 +204,15 @@ def _apart(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[Group, pa.Table
         yield group, table.take(pa.array(own, pa.int64()))
 
 
-def _add(counts: Counts, table: pa.Table, said: Said | None) -> None:
-    seconds = np.maximum(pc.subtract(table["end_s"], table["start_s"]).to_numpy(), SHORTEST_S)
+def _add(counts: Counts, table: pa.Table, part: Part | None, said: Said | None) -> None:
+    _sum(counts.won, table["emotion"].combine_chunks(), seconds := _seconds(table))
     counts.windows += table.num_rows
     counts.seconds += float(seconds.sum())
+    if part is not None:
+        table = part.of_table(table)
+        seconds = _seconds(table)
+    counts.part += table.num_rows
+    counts.part_seconds += float(seconds.sum())
     scores = table["scores"].combine_chunks()
     values = scores.items.to_numpy(zero_copy_only=False).astype(np.float64)
     if not np.isfinite(values).all():
@@ -170,13 +220,7 @@ def _add(counts: Counts, table: pa.Table, said: Said | None) -> None:
     offsets = scores.offsets.to_numpy()
     of_each = np.repeat(seconds, np.diff(offsets)) * values[offsets[0] : offsets[-1]]
     names = scores.keys.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-    for into, labels, weights in (
-        (counts.guessed, names, of_each), (counts.won, table["emotion"].combine_chunks(), seconds)
-    ):  # fmt: skip
-        coded = labels.dictionary_encode()
-        sums = np.bincount(coded.indices.to_numpy(), weights, len(coded.dictionary))
-        for label, total in zip(coded.dictionary.to_pylist(), sums, strict=True):
-            into[canonical(label)] += float(total)
+    _sum(counts.guessed, names, of_each)
     if said is not None:
         wanted = pa.array(list(said.windows), pa.string())
         name = pc.replace_substring_regex(table["uri"], r"(?s)^.*/", "")
@@ -184,6 +228,18 @@ def _add(counts: Counts, table: pa.Table, said: Said | None) -> None:
         for row in table.filter(maybe).to_pylist():
             if labels := said.of(row):
                 counts.labelled.append((row, labels))
+
+
+def _seconds(table: pa.Table) -> NDArray[np.float64]:
+    lengths = pc.subtract(table["end_s"], table["start_s"]).to_numpy()
+    return np.maximum(lengths, SHORTEST_S)
+
+
+def _sum(into: dict[str, float], labels: pa.Array, weights: NDArray[np.float64]) -> None:
+    coded = labels.dictionary_encode()
+    sums = np.bincount(coded.indices.to_numpy(), weights, len(coded.dictionary))
+    for label, total in zip(coded.dictionary.to_pylist(), sums, strict=True):
+        into[canonical(label)] += float(total)
 
 
 def _check_drawn(said: Said, there: int, met: int) -> None:
@@ -221,8 +277,7 @@ def draw_windows(output: Output, n: int, seed: int) -> Draw:
         for table in output.windows(PLACE):
             for row in table.select(list(PLACE)).to_pylist():
                 count += 1
-                key = "\0".join(str(row[name]) for name in ("uri", *KEY))
-                yield lot(key, seed), count, row
+                yield lot(_name(row), seed), count, row
 
     chosen = [row for _, _, row in heapq.nsmallest(n, rows())]
     return Draw(chosen, count)

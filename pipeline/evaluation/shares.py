@@ -87,11 +87,17 @@ class Share:
 
 
 def share(
-    audit: Audit, guessed: float, windows: int | None = None, *, listen: bool = True
+    audit: Audit,
+    guessed: float,
+    windows: int | None = None,
+    *,
+    of_all: int | None = None,
+    listen: bool = True,
 ) -> Share | None:
     """guessed: the mean of the model's probability over all face-time; windows: how many there were to draw
-    single ones from, None for other units; listen: False for what the audit alone tells. None where fewer
-    than two units were drawn, or nobody could tell anything."""
+    single ones from, None for other units; of_all: where those, and `guessed`, are of a random part, how
+    many there are in all, whose share is meant; listen: False for what the audit alone tells. None where
+    fewer than two units were drawn, or nobody could tell anything."""
     units = audit.sums()
     drawn = len(units.all)
     if drawn < 2 or not units.told.any():
@@ -101,16 +107,23 @@ def share(
     # What is rare comes by windows; but where nobody has seen it, it may fill whole units.
     added = units.with_both(float(units.all.mean() if unanimous else audit.seconds.mean()))
     middle = float(_estimated(guessed, added, listen))
-    left_out = _estimated(guessed, added, listen, without_each=True)
     number = len(added.all)
-    error = math.sqrt((number - 1) / number * float(np.square(left_out - left_out.mean()).sum()))
+
+    def variance(listen: bool) -> float:
+        left_out = _estimated(guessed, added, listen, without_each=True)
+        return (number - 1) / number * float(np.square(left_out - left_out.mean()).sum())
+
+    error = math.sqrt(variance(listen))
     # Units of unequal size are worth fewer equal ones (Kish 1965).
     freedom = max(float(units.told.sum() ** 2 / np.square(units.told).sum()) - 1, 1.0)
+    # Two phases: what was drawn tells of the part, with the model's help, and the part of all, without it.
     part = drawn / max(windows, drawn) if windows is not None else 0.0
+    beyond = part - drawn / max(windows, of_all, drawn) if windows and of_all else 0.0
     estimate = min(max(float(_estimated(guessed, units, listen)), 0.0), 1.0)
-    if part == 1.0:
+    if part == 1.0 and not beyond:
         return Share(estimate, estimate, estimate, error)
-    reach = stats.t.ppf((1 + _LEVEL) / 2, freedom) * error * math.sqrt(1 - part)
+    spread = math.sqrt(error**2 * (1 - part) + (variance(False) * beyond if beyond else 0.0))
+    reach = stats.t.ppf((1 + _LEVEL) / 2, freedom) * spread
     low, high = _on_log_odds(middle, reach, 1 / (4 * number))
     # Nobody saw it, or everybody: there is nothing to bound from below, or from above.
     low = 0.0 if not units.shown.any() else min(low, estimate)

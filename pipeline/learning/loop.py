@@ -24,6 +24,7 @@ from emolake.pipeline.evaluation.metrics import Scores, classification_scores
 from emolake.pipeline.learning.batches import Batch, augmented_batches, plain_batches
 from emolake.pipeline.learning.examples import Examples
 from emolake.pipeline.learning.parallel import Team
+from emolake.pipeline.models.precision import Precision
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 _SCORED_TOGETHER = 256
@@ -36,7 +37,8 @@ class StageConfig(BaseModel):
     are computed again on the way back, which saves memory and costs a third more time. size: side of the
     crops that a stem is shown, for a quicker start (default: the model's). class_balance: how far a class'
     loss is weighted by its rarity; oversample: how far its examples are shown more often. mixup: of
-    Beta(mixup, mixup); 0: none."""
+    Beta(mixup, mixup); 0: none. warmup_steps: by default a tenth of the stage's, at most 200. precision: by
+    default bfloat16 where the device multiplies in it, else float32."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +49,7 @@ class StageConfig(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     stem_learning_rate_factor: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
-    warmup_steps: int = Field(200, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     class_balance: float = Field(0.0, ge=0, le=1)
     oversample: float = Field(0.0, ge=0, le=1)
@@ -56,7 +58,7 @@ class StageConfig(BaseModel):
     frames: tuple[int, ...] = (1,)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision | None = None
     checkpoint_steps: int = Field(200, gt=0)
     accumulate: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
@@ -115,6 +117,7 @@ def train_stage(
     )
     per_epoch = max(len(train) // stage.batch_size, 1)
     total = per_epoch * stage.epochs
+    warmup = min(200, total // 10) if stage.warmup_steps is None else stage.warmup_steps
     step, best = 0, -1.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -129,7 +132,7 @@ def train_stage(
     joined = team.joined(module)
     started = time.monotonic()
     while step < total:
-        rate = stage.learning_rate * _schedule(step, total, stage.warmup_steps)
+        rate = stage.learning_rate * _schedule(step, total, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         module.train()
@@ -220,7 +223,7 @@ def _rarity(train: Examples) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def class_scores(
-    module: nn.Module, examples: Examples, team: Team, precision: str
+    module: nn.Module, examples: Examples, team: Team, precision: Precision | None
 ) -> NDArray[np.float64]:
     """(N, L) log-probabilities of the plain aligned view of each example, a share in each process."""
     module.eval()
@@ -239,7 +242,9 @@ def class_scores(
     return out
 
 
-def _measured(module: nn.Module, examples: Examples, team: Team, precision: str) -> Scores:
+def _measured(
+    module: nn.Module, examples: Examples, team: Team, precision: Precision | None
+) -> Scores:
     log_scores = class_scores(module, examples, team, precision)
     return classification_scores(np.exp(log_scores), examples.labels)
 
@@ -353,8 +358,17 @@ def _schedule(step: int, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def _autocast(device: torch.device, precision: Precision | None) -> AbstractContextManager[object]:
+    wanted = _multiplies_in_bfloat16(device) if precision is None else precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def _multiplies_in_bfloat16(device: torch.device) -> bool:
+    """A CPU that has to imitate it takes ten times as long to train as in float32."""
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _save(module: nn.Module, path: Path) -> None:

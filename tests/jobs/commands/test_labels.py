@@ -83,6 +83,18 @@ def test_an_output_is_scored_against_them_window_by_window(
     assert (told["n"], told["war"]) == (4, 0.5), "the model said fear each time"
 
 
+def test_parts_share_the_windows_out(lake: Lake, tmp_path: Path, capsys) -> None:
+    parts = ("0:30", "30:60", "60:100")
+    found = []
+    for part in parts:
+        file = tmp_path / f"{part}.parquet"  # a colon makes no URI of it
+        if main(["labels", lake.uri, "--output", str(file), "--part", part]) == 0:
+            found += pq.read_table(file)["window"].to_pylist()
+        else:
+            assert f"has no labels in part {part}" in capsys.readouterr().err
+    assert sorted(found) == [0, 1, 2, 5]
+
+
 def test_one_reviewer_alone_can_be_asked_for(lake: Lake, tmp_path: Path, capsys) -> None:
     told = exported(lake, tmp_path / "bo.csv", capsys, "--reviewer", "bo")
     assert told["reviewers"] == {"bo": 5}

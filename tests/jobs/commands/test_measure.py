@@ -104,6 +104,41 @@ def test_an_audit_of_a_few_finds_the_shares_that_counting_misses(
     assert "anger" not in {entry["emotion"] for entry in told}, "what is said has no face"
 
 
+def test_what_a_model_learnt_from_is_kept_apart_from_what_it_is_measured_by(
+    output: Path, tmp_path: Path, capsys
+) -> None:
+    audit = labelled(output, tmp_path / "audit.csv", "--draw", 300)
+    capsys.readouterr()
+    parts = [
+        measured(capsys, output, "--labels", audit, "--part", part)
+        for part in ("0:60", "60:72.5", "72.5:100")
+    ]
+    n = [of(told, "neutral")["n_labels"] for told in parts]
+    assert sum(n) == 300
+    assert n[0] == pytest.approx(180, abs=30)
+    whole = of(measured(capsys, output, "--labels", audit), "neutral")
+    for told in parts:
+        neutral = of(told, "neutral")
+        assert neutral["low"] < 2 / 3 < neutral["high"], "of the whole output"
+        assert (neutral["naive"], neutral["n_windows"]) == (whole["naive"], whole["n_windows"])
+        assert neutral["high"] - neutral["low"] > whole["high"] - whole["low"]
+    apart = tmp_path / "apart.csv"
+    arguments = ["--draw", "9999", "--audit", str(apart), "--part", "60:72.5"]
+    assert main(["measure", str(output), *arguments]) == 0
+    drawn = [(row["uri"], row["window"]) for row in csv.DictReader(apart.open())]
+    asked = {(row["uri"], row["window"]) for row in csv.DictReader(audit.open())}
+    assert len(asked & set(drawn)) == n[1]
+    capsys.readouterr()
+    for told, asked_for in [
+        (["--part", "70:60"], "--part 70:60: say from which to which percent"),
+        (["--part", "0:101"], "--part 0:101: say from which"),
+        (["--part", "learn"], "--part learn: say from which"),
+        (["--part", "0:60", "--unit", "video", "--labels", str(audit)], "drawn as whole videos"),
+    ]:
+        assert main(["measure", str(output), *told]) == 2
+        assert asked_for in capsys.readouterr().err
+
+
 def test_groups_are_measured_apart(output: Path, tmp_path: Path, capsys) -> None:
     audit = labelled(output, tmp_path / "audit.csv", "--draw", 300)
     capsys.readouterr()

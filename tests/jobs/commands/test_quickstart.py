@@ -5,7 +5,9 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -46,7 +48,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def typed(block: str, where: Path) -> str:
+def typed(block: str, where: Path, timeout_s: float = 240) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     environment["BROWSER"] = "echo opened %s"
     done = subprocess.run(
@@ -55,14 +57,16 @@ def typed(block: str, where: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def answer_all(block: str, where: Path) -> int:
-    """What a reviewer does whose keys always say happiness, until nothing is left; how often."""
+def answer_all(
+    block: str, where: Path, sees: Callable[[dict[str, Any]], str] = lambda _: "happiness"
+) -> int:
+    """What a reviewer does who sees this in each window, until nothing is left; how often."""
     environment = os.environ | {"BROWSER": "echo opened %s"}
     process = subprocess.Popen(
         ["bash", "-e", "-c", f"exec {block.strip().splitlines()[-1]}"], cwd=where, text=True,
@@ -79,7 +83,7 @@ def answer_all(block: str, where: Path) -> int:
         answers = 0
         while item := session.get(f"{address}/api/next", timeout=60).json()["item"]:
             key = {name: item[name] for name in ("video_id", "segment", "track_id", "window")}
-            told = {"kind": "emotion", "label": "happiness", "queue": {"queue": "random"}}
+            told = {"kind": "emotion", "label": sees(item), "queue": {"queue": "random"}}
             assert session.post(f"{address}/api/say", json=key | told, timeout=60).ok
             answers += 1
         process.send_signal(signal.SIGINT)
