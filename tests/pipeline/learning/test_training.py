@@ -28,7 +28,7 @@ from emolake.pipeline.learning.examples import (
     read_examples,
 )
 from emolake.pipeline.learning.instruct import InstructionTuner
-from emolake.pipeline.learning.loop import StageConfig, train_stage
+from emolake.pipeline.learning.loop import StageConfig, _autocast, train_stage
 from emolake.pipeline.learning.parallel import Team
 from emolake.pipeline.learning.stem import StemClassifier, soft_cross_entropy
 from emolake.pipeline.learning.tune import fit_temperature, prepare, tune
@@ -111,6 +111,28 @@ def test_a_killed_training_goes_on_with_the_same_losses_and_learns(faces, tmp_pa
         train(faces, tmp_path / "killed", stop_after=3)
     assert train(faces, tmp_path / "killed") == recall
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_few_steps_warm_up_for_a_tenth_of_them(faces, tmp_path) -> None:
+    stage = StageConfig(name="stem", trains="stem", epochs=2, batch_size=4, size=16)
+    few = faces.select(np.arange(40))
+    module = StemClassifier(config(), len(TWO))
+    team = Team.here()
+    train_stage(module, few, few, stage, seed=0, folder=tmp_path, team=team, log=lambda _: None)
+    lines = (tmp_path / "stem-metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["lr"] for line in lines]
+    assert (len(rates), rates.index(max(rates))) == (20, 1)
+    assert max(rates) == stage.learning_rate
+
+
+def test_no_cpu_imitates_bfloat16_unasked(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    for able in ({}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        with _autocast(cpu, None):
+            assert torch.is_autocast_enabled("cpu") is any(able.values())
+        with _autocast(cpu, "bfloat16"):
+            assert torch.is_autocast_enabled("cpu")
 
 
 def test_the_plain_view_has_the_landmarks_on_the_template(faces) -> None:
