@@ -23,7 +23,7 @@ from emolake.pipeline.config import Config
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.corruptions import CORRUPTIONS
 from emolake.pipeline.evaluation.intervals import one_person
-from emolake.pipeline.evaluation.labelled import LabelledTable
+from emolake.pipeline.evaluation.labelled import LabelledTable, of_face
 from emolake.pipeline.evaluation.scoring import Sample, pairs, scored
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import label_set
@@ -174,10 +174,12 @@ def _annotated(
     needs: Needs,
     corruption: str | None,
 ) -> _Read:
-    """What a video shows is the mean over the windows of all its faces, each weighted by its length."""
+    """What a video shows is the mean over the windows of the face whose box the table tells, else of all its
+    faces, each weighted by its length."""
     from emolake.jobs.graph.labelled import annotated_table
 
     told: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    boxes = table.boxes()
     read = _Read()
     made = annotated_table(
         table, config, needs, corruption,
@@ -185,8 +187,8 @@ def _annotated(
         revisions=tuple(model.revision for model in models),
     )  # fmt: skip
     for number, found in made:
-        for window in found["annotations"]:
-            told.setdefault((window["model"], number), []).append(window)
+        for window in of_face(found["annotations"], boxes[number]):
+            told.setdefault((window["model"], number), []).append(dict(window))
         for spent in found["spent"]:
             read.add(spent)
     for name in (model.config.name for model in models):

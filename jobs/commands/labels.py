@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emolake.jobs.cli import tell
@@ -20,6 +21,7 @@ from emolake.jobs.parser import Options, Parser, output_argument, part_option, s
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.agreement import agreement
 from emolake.pipeline.evaluation.measuring import Part
+from emolake.pipeline.evaluation.shares import lot
 from emolake.pipeline.lake.labels import (
     ANSWER,
     NO_EMOTION,
@@ -30,7 +32,7 @@ from emolake.pipeline.lake.labels import (
     slot_of,
 )
 from emolake.pipeline.lake.layout import Lake
-from emolake.pipeline.lake.reading import in_one_moment, opened
+from emolake.pipeline.lake.reading import in_one_moment, opened, stream, table_schema
 from emolake.pipeline.presentation.export.back import Remark, remarks
 from emolake.pipeline.presentation.export.story import Story, story_of
 from emolake.pipeline.storage.files import parse_options
@@ -41,8 +43,8 @@ _TABLE = pa.schema(
         ("uri", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()),
         ("label", pa.string()), ("votes", pa.map_(pa.string(), pa.int32())),
         ("video_id", pa.string()), ("segment", pa.int32()), ("track_id", pa.int32()),
-        ("window", pa.int32()), ("reviewers", pa.list_(pa.string())),
-        ("notes", pa.list_(pa.string())),
+        ("window", pa.int32()), ("bbox", table_schema("annotations").field("bbox").type),
+        ("reviewers", pa.list_(pa.string())), ("notes", pa.list_(pa.string())),
     ]
 )  # fmt: skip
 
@@ -90,13 +92,17 @@ def _take_in(options: Options, lake: Lake) -> int:
         words += [
             (window, {"reviewer": reviewer, "kind": "emotion", "label": label}) for window in found
         ]
+    names = (*WINDOW, "uri", "start_s", "end_s", *ANSWER)
+    rows = [{name: window[name] for name in names} | word for window, word in words]
+    last = {slot_of(row): (row, window) for row, (window, _) in zip(rows, words, strict=True)}
+    # Said once more where somebody has changed their mind since, an old word would win.
+    known = {_word(row) for row in labels.rows.values() if row["queue"] == _TAKEN_IN}
+    known |= {_word(row) for row in labels.standing(["emotion"])}
     stored = 0
-    for window, word in words:  # all are known to be good by now
-        row = {name: window[name] for name in (*WINDOW, "uri", "start_s", "end_s", *ANSWER)} | word
-        last = labels.last(slot_of(row))
-        if last is not None and last["label"] == row["label"]:
-            continue  # taken in before
-        row |= {"revision": labels.next_revision(slot_of(row)), "blind": False, "queue": None}
+    for row, window in last.values():
+        if _word(row) in known:
+            continue
+        row |= {"revision": labels.next_revision(slot_of(row)), "blind": False, "queue": _TAKEN_IN}
         labels.add(save(lake, row, window["corpus"], window["date"]))
         stored += 1
     told = {"from": str(options.taken), "remarks": len(said), "stored": stored, "missed": missed}
@@ -107,18 +113,27 @@ def _take_in(options: Options, lake: Lake) -> int:
     )  # fmt: skip
 
 
+_TAKEN_IN = "from a file"  # instead of the queue that asked
+
+
+def _word(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (*slot_of(row), row["label"], round(row["start_s"], 2), round(row["end_s"], 2))
+
+
 def _meant(story: Story, remark: Remark) -> Iterator[dict[str, Any]]:
-    """The windows that a remark is about: the one it names, or those of its face (of the only one there,
-    where it names none) that it covers by half."""
+    """The windows that a remark is about: the one it names, as long as it is about that time, or those of its
+    face (of the only one there, where it names none) that it covers by half."""
     spans = [
         (face, w, min(w["end_s"], remark.end_s) - max(w["start_s"], remark.start_s))
         for face in story.faces
         for w in face.windows
         if remark.track in (None, (face.segment, face.track_id))
     ]
-    if remark.window is not None:
-        yield from (w for _, w, _ in spans if w["window"] == remark.window)
-        return
+    for _, w, s in spans:
+        longest = max(w["end_s"] - w["start_s"], remark.end_s - remark.start_s)
+        if w["window"] == remark.window and 2 * s > longest:
+            yield w
+            return
     covered = [(face, w) for face, w, s in spans if s > 0 and 2 * s >= w["end_s"] - w["start_s"]]
     if len({face.name for face, _ in covered}) == 1:
         yield from (w for _, w in covered)
@@ -142,6 +157,7 @@ def _write_out(options: Options, lake: Lake) -> int:
         whose += f" in part {options.part}" if part else ""
         raise UserError(f"{lake.uri} has no labels{whose}; emolake view {lake.uri} asks for some")
     rows, split = _rows(said)
+    _place(rows, options)
     try:
         _write(file, rows)
     except OSError as error:
@@ -174,12 +190,29 @@ def _rows(said: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         rows.append(
             {name: first[name] for name in ("uri", "start_s", "end_s", *WINDOW)}
             | {
-                "label": tied[0], "votes": dict(sorted(votes.items())),
+                "label": min(tied, key=lambda label: lot(repr((_window_of(first), label)), 0)),
+                "votes": dict(sorted(votes.items())),
                 "reviewers": sorted(row["reviewer"] for row in emotions),
                 "notes": [row["label"] for row in of_one if row["kind"] == "note"],
             }
         )  # fmt: skip
     return rows, split
+
+
+def _place(rows: list[dict[str, Any]], options: Options) -> None:
+    """Where the faces are, by which who reads the table finds them again; null where the window is no longer
+    there."""
+    wanted = {_window_of(row): row | {"bbox": None} for row in rows}
+    videos = pa.array({row["video_id"] for row in rows}, pa.string())
+    columns = [*WINDOW, "start_s", "end_s", "bbox"]
+    given = parse_options(options.storage_options)
+    for batch in stream(options.output, "annotations", given, columns):
+        there = pa.Table.from_batches([batch])
+        for found in there.filter(pc.is_in(there["video_id"], videos)).to_pylist():
+            if (row := wanted.get(_window_of(found))) is not None:
+                row["bbox"] = found["bbox"]
+    for row in rows:
+        row["bbox"] = wanted[_window_of(row)]["bbox"]
 
 
 def _window_of(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -202,9 +235,10 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
             return
         writer = csv.DictWriter(text, _TABLE.names)
         writer.writeheader()
-        nested = ("votes", "reviewers", "notes")
+        nested = ("votes", "bbox", "reviewers", "notes")
         for row in rows:
-            writer.writerow(row | {n: json.dumps(row[n], ensure_ascii=False) for n in nested})
+            told = {n: json.dumps(row[n], ensure_ascii=False) for n in nested if row[n] is not None}
+            writer.writerow(row | told)
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

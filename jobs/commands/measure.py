@@ -150,7 +150,8 @@ def _draw(options: Options, output: Output) -> int:
     return tell(
         options, told,
         f"{file}: {len(drawn.rows)} windows to label, in the order in which to do it; then "
-        f"emolake measure {options.output} --labels {file}",
+        f"emolake measure {options.output} --labels {file}"
+        + (f" --part {options.part}" if options.part else ""),
     )  # fmt: skip
 
 

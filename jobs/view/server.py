@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
+import numpy as np
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError
@@ -339,7 +340,7 @@ class Viewer:
         told = word.model_dump() | {"queue": word.queue and str(Queue.of(word.queue))}
         # A browser that leaves in the middle stops nothing here: what it sent is stored.
         stored = await asyncio.shield(self._at_once(self.index.say, told))
-        kept = (*WINDOW, "kind", "label", "reviewer", "start_s", "end_s", "revision")
+        kept = (*WINDOW, "kind", "label", "reviewer", "start_s", "end_s", "revision", "before")
         return web.json_response({name: stored[name] for name in kept})
 
     async def _read(self, _: web.Request) -> web.StreamResponse:
@@ -370,7 +371,7 @@ class Viewer:
         _, tracks = self._rows_of(video_id)
         if not self.index.whole(video_id):
             return "all"
-        return [[point[:5] for point in _path(track)] for track in tracks]
+        return [_from_start_to_end(track) for track in tracks]
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
         """The bytes that are asked for of a video, from wherever it lies."""
@@ -426,6 +427,19 @@ class Viewer:
         if name not in _ASSETS:
             raise web.HTTPNotFound(text="there is no such page")
         return web.Response(text=(_ROOM / name).read_text(), content_type=_ASSETS[name])
+
+
+def _from_start_to_end(track: Mapping[str, Any]) -> list[Any]:
+    """Its path for as long as it lasts: whoever is looked for seldom is there longer than seen, and may go on
+    as they went."""
+    path = np.array([point[:5] for point in _path(track)])
+    begin, end = min(track["start_s"], path[0, 0]), max(track["end_s"], path[-1, 0])
+    last, before = path[-1], path[max(len(path) - 2, 0)]
+    part = (end - last[0]) / max(last[0] - before[0], 1e-3)
+    gone = last[1:] + (last[1:] - before[1:]) * min(part, 1.0)
+    gone = [*np.minimum(gone, last[1:])[:2], *np.maximum(gone, last[1:])[2:]]
+    made: list[Any] = np.vstack([[begin, *path[0, 1:]], path, [end, *gone]]).tolist()
+    return made
 
 
 _ANSWER = ("emotion", "confidence", "uncertain", "transcript", "description", "person_id")

@@ -14,7 +14,7 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from emolake.pipeline.storage.files import Storage
 MEDIA = ("image", "uri", "frames")
 _PLAIN = Storage()
 _VOTES_ORDER = b"votes_order"
+_BOX = ("x1", "y1", "x2", "y2")
+_SAME_FACE = 0.2  # least overlap (IoU) of two boxes of it
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -158,6 +160,18 @@ class LabelledTable:
             told.append(str(person or uri or (f"row {row}" if alone else f"group {group}")))
         return told
 
+    def boxes(self) -> list[dict[str, float] | None]:
+        """By row, where the face that is meant is in the middle of its stretch: column `bbox`, a mapping (a
+        struct, or JSON) of x1, y1, x2 and y2 in fractions of the frame. UserError where it is none."""
+        boxes: list[dict[str, float] | None] = []
+        for given in self.column("bbox"):
+            try:
+                box = json.loads(given) if isinstance(given, str) else given
+                boxes.append(box and {name: float(box[name]) for name in _BOX})
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{self.uri}: bbox {str(given)[:80]!r} names no box") from None
+        return boxes
+
     def votes_as_cast(self) -> NDArray[np.float64] | None:
         """(N, K) counts of column `votes_raw`, whatever they are for; None where there is no such column."""
         if "votes_raw" not in self.columns:
@@ -257,6 +271,34 @@ class LabelledTable:
         if "://" in uri or posixpath.isabs(uri):
             return uri
         return posixpath.join(posixpath.dirname(self.uri), uri)
+
+
+def of_face(
+    windows: Sequence[Mapping[str, Any]], box: Mapping[str, float] | None
+) -> list[Mapping[str, Any]]:
+    """Those windows (with `bbox` and `track_id`) that show the face that was in a box: of the track that
+    comes nearest; all where no box is told."""
+    if box is None:
+        return list(windows)
+    shared = [_overlap(window["bbox"], box) for window in windows]
+    best = max(range(len(shared)), key=shared.__getitem__, default=None)
+    if best is None or shared[best] < _SAME_FACE:
+        return []
+    return [w for w in windows if w["track_id"] == windows[best]["track_id"]]
+
+
+def _overlap(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Intersection over union."""
+
+    def area(x1: float, y1: float, x2: float, y2: float) -> float:
+        return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+
+    inside = area(
+        *(max(one[name], other[name]) for name in _BOX[:2]),
+        *(min(one[name], other[name]) for name in _BOX[2:]),
+    )
+    both = area(*(one[n] for n in _BOX)) + area(*(other[n] for n in _BOX)) - inside
+    return inside / both if both > 0 else 0.0
 
 
 def _parquet(uri: str, storage: Storage) -> tuple[pa.Table, tuple[str, ...], list[Part]]:

@@ -129,14 +129,19 @@ def checked(kind: str, label: str | None) -> str | None:
 
 def save(lake: Lake, said: dict[str, Any], corpus: str, date: str) -> dict[str, Any]:
     """Stores one word and returns it as stored. said: the columns of schema.LABELS but those made here;
-    corpus, date: the partition of the window. It is there once this returns; OSError where it is not sure."""
+    corpus, date: the partition of the window. It is there once this returns; OSError where it is not sure.
+    UserError where the video is to be forgotten: whoever erases may have looked here already."""
     row = dict.fromkeys(SCHEMA.names) | said
     row |= {"said_at": datetime.now(UTC), "schema_version": SCHEMA_VERSION}
     for left in reversed(range(_TRIES)):
         row["label_id"] = _new_id()
         table = pa.Table.from_pylist([row], SCHEMA)
         try:
-            if lake.create_table(lake.data_path(LABELS, corpus, date, row["label_id"]), table):
+            path = lake.data_path(LABELS, corpus, date, row["label_id"])
+            if lake.create_table(path, table):
+                if row["uri"] in Forgotten.of(lake):
+                    lake.remove([path])
+                    raise UserError("the video is forgotten; nothing is stored of it any more")
                 return row
         except FileNotFoundError:  # erasing cleared away what was half written
             if not left:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.corpus.listing import stat_video
 from emolake.pipeline.errors import UserError, VideoError
-from emolake.pipeline.evaluation.labelled import LabelledTable, Votes
+from emolake.pipeline.evaluation.labelled import LabelledTable, Votes, of_face
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.encoding import decode_crop, decode_picture, to_grayscale
 from emolake.pipeline.faces.needs import CropView, Needs
@@ -265,7 +265,9 @@ _CANVAS, _POINTS, _INDEX = "canvas.u8", "points.npz", "index.json"
 
 
 def _write_faces(folder: Path, table: LabelledTable, wanted: _Shape, find: FindFaces) -> None:
-    """Of a video with several faces the one of whom a window shows most frames."""
+    """Of a video with several faces the one whose box the table tells, else the one of whom a window shows
+    most frames."""
+    boxes = table.boxes()
     spec = canvas_spec(wanted.crop)
     needs = Needs(crops=(CropView(spec),), features=True)
     reasons: dict[int, str] = {}
@@ -275,7 +277,7 @@ def _write_faces(folder: Path, table: LabelledTable, wanted: _Shape, find: FindF
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _CANVAS).open("wb") as canvases:
 
-        def put(row: int, shown: dict[str, Any]) -> None:
+        def put(row: int, shown: Mapping[str, Any]) -> None:
             crops = shown["crops"][0]
             place[row] = len(features), len(crops["pictures"])
             for encoded in crops["pictures"]:
@@ -288,7 +290,7 @@ def _write_faces(folder: Path, table: LabelledTable, wanted: _Shape, find: FindF
         for row, found in find(table, needs, wanted.frames):
             if found["reason"] is not None and not found["windows"]:
                 reasons[row] = found["reason"]
-            for shown in found["windows"]:
+            for shown in of_face(found["windows"], boxes[row]):
                 # A video comes segment by segment; what a longer window replaces stays unused.
                 if row not in place or place[row][1] < shown["n_frames"]:
                     put(row, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import cv2
@@ -19,11 +20,18 @@ Path = Sequence[tuple[float, float, float, float, float]]
 
 
 def boxes_at(paths: Iterable[Path], time_s: float) -> list[NDArray[np.float64]]:
-    """Where faces are at a time, between what was found too."""
+    """Where faces are at a time, between what was found too: on a straight way, or, where they were looked
+    for more seldom than every `_AROUND_S`, anywhere between."""
     found = []
     for path in paths:
         told = np.asarray(path, np.float64).reshape(-1, 5)
-        if len(told) and told[0, 0] - _AROUND_S <= time_s <= told[-1, 0] + _AROUND_S:
+        if not len(told) or not told[0, 0] - _AROUND_S <= time_s <= told[-1, 0] + _AROUND_S:
+            continue
+        after = int(np.searchsorted(told[:, 0], time_s).clip(0, len(told) - 1))
+        near = told[max(after - 1, 0) : after + 1]
+        if near[-1, 0] - near[0, 0] > _AROUND_S:
+            found.append(np.concatenate([near[:, 1:3].min(0), near[:, 3:5].max(0)]))
+        else:
             found.append(np.array([np.interp(time_s, told[:, 0], told[:, k]) for k in range(1, 5)]))
     return found
 
@@ -49,10 +57,12 @@ def blurred(picture: Frame, boxes: Iterable[NDArray[np.float64]]) -> Frame:
         few = cv2.resize(part, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
         coarse = cv2.resize(few, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
         mask = np.zeros(part.shape[:2], np.uint8)
-        centre, axes = (
-            ((right - left) // 2, (bottom - top) // 2),
-            ((right - left) // 2 + 1, (bottom - top) // 2 + 1),
+        # Of the whole box, of which the picture may show a part.
+        middle = (round((x1 + x2) / 2 * width) - left, round((y1 + y2) / 2 * height) - top)
+        axes = (
+            math.ceil((0.5 + _MARGIN) * (x2 - x1) * width),
+            math.ceil((0.5 + _MARGIN) * (y2 - y1) * height),
         )
-        cv2.ellipse(mask, centre, axes, 0, 0, 360, 255, -1)
+        cv2.ellipse(mask, middle, axes, 0, 0, 360, 255, -1)
         part[mask > 0] = coarse[mask > 0]
     return canvas

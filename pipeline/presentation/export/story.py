@@ -20,6 +20,7 @@ from emolake.pipeline.lake.commit import first_model
 from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, opened
 
+_SHORTEST_ID = 6  # letters of a video_id
 _MOST_NAMED = 5
 
 
@@ -78,7 +79,11 @@ def read_story(output: str, video: str, options: Mapping[str, Any] | None = None
 def story_of(snapshot: Snapshot, video: str) -> Story:
     """The same of what was read already."""
     rows = [row for part in ledger_parts(snapshot.ledger) for row in _named(part.live, video)]
-    rows = [row for row in rows if row["uri"] == video] or rows
+    rows = (
+        [row for row in rows if video in (row["uri"], row["video_id"])]
+        or [row for row in rows if _is_file(row["uri"], video)]
+        or rows
+    )
     found = {(row["video_id"], row["uri"]) for row in rows}
     if not found:
         raise UserError(
@@ -107,11 +112,18 @@ def story_of(snapshot: Snapshot, video: str) -> Story:
     return Story(video_id, uri, duration, faces, rows[0]["fps"])
 
 
+def _is_file(uri: str, name: str) -> bool:
+    return name in (file := posixpath.basename(uri), posixpath.splitext(file)[0])
+
+
 def _named(ledger: pa.Table, video: str) -> list[dict[str, Any]]:
     uri, video_id = ledger["uri"], ledger["video_id"]
     file = rf"(^|/){re.escape(video)}(\.[^./]+)?$"
     named = pc.or_(pc.equal(uri, video), pc.match_substring_regex(uri, file))
-    meant = ledger.filter(pc.or_(named, pc.starts_with(video_id, video)))
+    # Of a few letters a file's name is likelier to be meant, which may be gone.
+    whole = pc.equal(video_id, video)
+    begun = pc.starts_with(video_id, video) if len(video) >= _SHORTEST_ID else whole
+    meant = ledger.filter(pc.or_(named, begun))
     rows: list[dict[str, Any]] = meant.select(
         ["video_id", "uri", "commit_id", "duration_s", "fps"]
     ).to_pylist()

@@ -23,9 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.evaluation.audit import SAME_S, UNITS
+from emolake.pipeline.evaluation.audit import SAME_S, UNITS, same_window
 from emolake.pipeline.evaluation.measuring import draw_name
-from emolake.pipeline.lake.labels import ANSWER, SLOT, WINDOW, Labels, checked, save, slot_of
+from emolake.pipeline.lake.labels import (
+    ANSWER,
+    NO_EMOTION,
+    SLOT,
+    WINDOW,
+    Labels,
+    checked,
+    save,
+    slot_of,
+)
 from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
@@ -420,6 +429,7 @@ class Index:
             and len(segments) == segments[0]["n_segments"]
             and all(s["state"] != "failed" and not s["n_dropped_tracks"] for s in segments)
             and len(tracks) == sum(s["n_tracks"] for s in segments)
+            and all(track["path"] for track in tracks)
         )
 
     def said_of(self, video_id: str) -> list[dict[str, Any]]:
@@ -459,7 +469,11 @@ class Index:
 
     def taught(self) -> dict[str, Any]:
         """Of windows that people labelled: how often the model had said so, in all and by what they said."""
-        rows = [row for row in self.labels.standing(["emotion"]) if row["emotion"] is not None]
+        rows = [
+            row
+            for row in self.labels.standing(["emotion"])
+            if row["emotion"] is not None and row["label"] not in NO_EMOTION
+        ]
         by: dict[str, list[int]] = {}
         for row in rows:
             seen = by.setdefault(row["label"], [0, 0])
@@ -481,8 +495,9 @@ class Index:
         raise UserError(f"the video has no other face {other}")
 
     def say(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Stores what the reviewer says of a window, and returns the row. told: the keys of `WINDOW`, kind,
-        label (None takes it back), blind, queue. UserError where there is no such window."""
+        """Stores what the reviewer says of a window, and returns the row, with what they had said (`before`).
+        told: the keys of `WINDOW`, kind, label (None takes it back), blind, queue. UserError where there is
+        no such window."""
         key = [told[name] for name in WINDOW]
         found = self._rows(f"select * from faces where ({_KEY}) = (?, ?, ?, ?)", key)
         if not found:
@@ -495,6 +510,8 @@ class Index:
         said |= {"label": checked(told["kind"], told["label"]), "queue": told.get("queue") or None}
         with self._writing:
             self.labels.read_on()
+            last = self.labels.last(slot_of(said))
+            before = last["label"] if last is not None and same_window(last, row) else None
             said["revision"] = self.labels.next_revision(slot_of(said))
             stored = save(self.lake, said, row["corpus"], row["date"])
             self.labels.add(stored)
@@ -506,7 +523,7 @@ class Index:
                 )
                 cursor.register("came", _said_table([stored]))
                 cursor.execute("insert into said select * from came where label is not null")
-        return stored
+        return stored | {"before": before}
 
 
 def _quoted(name: str) -> str:

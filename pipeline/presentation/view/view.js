@@ -306,9 +306,9 @@ class Page {
     if (asking) this.pending = true;
     return this.inTurn(async () => {
       try {
-        const mine = this.story.labels.find((l) => l.kind === kind && l.reviewer === this.data.reviewer && sameWindow(l, key));
-        if (!await this.send({ ...key, kind, label, blind: Boolean(this.data.blind), queue: asking ? this.data.queue : null })) return false;
-        this.last.push({ key, kind, before: mine ? mine.label : null });
+        const stored = await this.send({ ...key, kind, label, blind: Boolean(this.data.blind), queue: asking ? this.data.queue : null });
+        if (!stored) return false;
+        this.last.push({ key, kind, before: stored.before }); // which a blind page does not know
         if (asking) await this.next();
         return true;
       } finally { if (asking) this.pending = false; }
@@ -321,9 +321,10 @@ class Page {
   async send(word) {
     $("saved").textContent = "saving";
     try {
-      this.keep(await ask("/api/say", word));
+      const stored = await ask("/api/say", word);
+      this.keep(stored);
       $("saved").textContent = word.label === null ? "taken back" : `saved: ${word.kind === "emotion" ? word.label : word.kind}`;
-      return true;
+      return stored;
     } catch (error) { $("saved").textContent = `not saved: ${error.message}; try again`; return false; }
   }
   keep(stored) {

@@ -13,6 +13,7 @@ from emolake.jobs.cli import main
 from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.lake.labels import Labels
 from emolake.pipeline.lake.layout import Lake
+from tests.pipeline.lake.test_labels import say
 from tests.pipeline.lake.test_lake import BOX, RUN, lake_at, no_fence, segment
 
 FPS = 30000 / 1001
@@ -94,6 +95,47 @@ def test_label_studios_export_comes_back_as_labels(lake: Lake, tmp_path: Path, c
         ("both", 0, 2, "fear", "ann@lab.example"),
     ]
     assert taken(lake, tmp_path / "back.json", capsys)["stored"] == 0, "once is enough"
+
+
+def test_a_region_that_was_moved_or_stretched_is_of_its_time(
+    lake: Lake, tmp_path: Path, capsys
+) -> None:
+    (task,) = json.loads(
+        export(lake, "both.mp4", "--label-studio", tmp_path / "t.json").read_text()
+    )
+    moved, stretched = task.pop("predictions")[0]["result"][:2]
+    moved["value"]["ranges"] = [{"start": 121, "end": 179}]
+    stretched["value"] = {"ranges": [{"start": 1, "end": 119}], "timelinelabels": ["Sad"]}
+    task["annotations"] = [{"completed_by": 7, "result": [moved, stretched]}]
+    (tmp_path / "back.json").write_text(json.dumps([task]))
+    assert taken(lake, tmp_path / "back.json", capsys)["stored"] == 3
+    assert [(window, label) for _, _, window, label, _ in said(lake)] == [
+        (0, "sadness"), (1, "sadness"), (2, "fear")
+    ]  # fmt: skip
+
+
+def test_what_was_corrected_since_is_not_said_again(lake: Lake, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text(
+        "uri,start_s,end_s,label\nalone.mp4,0,2,anger\nalone.mp4,2,3,anger\nalone.mp4,3,4,fear\n"
+    )
+    assert taken(lake, file, capsys, "--reviewer", "ann")["stored"] == 2, "two of one window"
+    say(lake, "alone", 0, label="sadness", revision=2)
+    say(lake, "alone", 1, label=None, revision=2)
+    assert taken(lake, file, capsys, "--reviewer", "ann")["stored"] == 0
+    assert said(lake) == [("alone", 0, 0, "sadness", "ann")]
+
+
+def test_a_short_name_is_a_files_and_no_videos_number(tmp_path: Path, capsys) -> None:
+    lake = lake_at(tmp_path / "out")
+    rows = [segment("1f00", uri="/v/2.mp4"), segment("ab12", uri="/v/1.mp4")]
+    commit_segments(lake, rows, RUN, no_fence)
+    file = tmp_path / "x.csv"
+    file.write_text("uri,start_s,end_s,label\n1,0,2,anger\n")
+    assert taken(lake, file, capsys)["stored"] == 1
+    assert [row[0] for row in said(lake)] == ["ab12"]
+    file.write_text("uri,start_s,end_s,label\n1f,0,2,anger\n")
+    assert main(["labels", lake.uri, "--from", str(file)]) == 2
 
 
 def test_a_span_over_two_faces_that_names_none_is_told_and_stored_for_none(

@@ -11,11 +11,11 @@ import pytest
 
 from emolake.jobs.cli import main
 from emolake.pipeline.evaluation.agreement import agreement
-from emolake.pipeline.evaluation.labelled import LabelledTable
+from emolake.pipeline.evaluation.labelled import LabelledTable, of_face
 from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.lake.layout import Lake
 from tests.pipeline.lake.test_labels import say
-from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
+from tests.pipeline.lake.test_lake import BOX, RUN, lake_at, no_fence, segment
 
 
 @pytest.fixture
@@ -45,12 +45,13 @@ def test_most_votes_make_the_label_and_all_are_told(lake: Lake, tmp_path: Path, 
     assert (told["windows"], told["split"], told["no_emotion"]) == (4, 1, 2)
     assert told["reviewers"] == {"ann": 5, "bo": 5, "cy": 1}
     rows = pq.read_table(tmp_path / "labels.parquet").to_pylist(maps_as_pydicts="strict")
-    assert [(r["window"], r["label"]) for r in rows] == [
+    assert [(r["window"], r["label"]) for r in rows if r["window"] != 1] == [
         (0, "fear"),
-        (1, "anger"),
         (2, "anger"),
         (5, "fear"),
     ]
+    assert rows[1]["label"] in rows[1]["votes"], "of as many votes chance takes one"
+    assert rows[0]["bbox"] == pytest.approx(BOX)
     assert rows[1]["votes"] == {"anger": 1, "fear": 1}
     assert rows[3]["notes"] == ["behind a hand"]
     assert (rows[2]["uri"], rows[2]["start_s"], rows[2]["end_s"]) == ("/v/a.mp4", 4.0, 6.0)
@@ -63,7 +64,9 @@ def test_each_kind_of_file_is_a_labelled_table(
     file = tmp_path / f"labels{suffix}"
     exported(lake, file, capsys)
     table = LabelledTable.read(file)
-    assert table.label_indices(("anger", "fear")) == [1, 0, 0, 1]
+    first, _, *others = table.label_indices(("anger", "fear"))
+    assert [first, *others] == [1, 0, 1]
+    assert table.boxes() == [pytest.approx(BOX)] * 4
     votes = table.votes(("anger", "fear"))
     assert votes is not None
     assert votes.shares.tolist() == [[0, 1], [0.5, 0.5], [1, 0], [0, 1]]
@@ -80,7 +83,20 @@ def test_an_output_is_scored_against_them_window_by_window(
     arguments = ["evaluate", "--output", lake.uri, "--labels", str(file), "--json"]
     assert main([*arguments, "--label-set", "fer2013"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["n"], told["war"]) == (4, 0.5), "the model said fear each time"
+    afraid = [row["label"] for row in csv.DictReader(file.open())].count("fear")
+    assert (told["n"], told["war"]) == (4, afraid / 4), "the model said fear each time"
+
+
+def test_the_face_that_was_labelled_is_found_again_among_others() -> None:
+    def at(left: float, track: int, **more: object) -> dict:
+        return {"bbox": BOX | {"x1": left, "x2": left + 0.2}, "track_id": track, **more}
+
+    windows = [at(0.0, 4, window=0), at(0.5, 7, window=0), at(0.52, 7, window=1)]
+    assert of_face(windows, at(0.49, 0)["bbox"]) == windows[1:]
+    assert of_face(windows, at(0.03, 0)["bbox"]) == windows[:1]
+    assert of_face(windows, at(0.8, 0)["bbox"]) == [], "nobody is there"
+    assert of_face(windows, None) == windows
+    assert of_face([], BOX) == []
 
 
 def test_parts_share_the_windows_out(lake: Lake, tmp_path: Path, capsys) -> None:

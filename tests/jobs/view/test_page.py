@@ -14,10 +14,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from emolake.pipeline.lake.commit import commit_segments
-from emolake.pipeline.lake.labels import Labels
+from emolake.pipeline.lake.labels import Labels, save
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.storage.files import Storage
 from tests.jobs.view.archive import FACE, WIDTH, Served, left_at, served, small_archive, video
+from tests.pipeline.lake.test_labels import said
 from tests.pipeline.lake.test_lake import RUN, no_fence
 
 
@@ -273,6 +274,34 @@ def test_the_review_asks_blind_goes_on_and_ends(browser: Chrome, shown: Served) 
     rows = Labels.of(shown.viewer.index.lake).standing()
     assert {row["label"] for row in rows} == {"neutral", "sadness"}
     assert all(row["blind"] and row["queue"] == "disagree, seed 0" for row in rows)
+
+
+def test_what_a_blind_page_does_not_show_is_there_again_when_taken_back(
+    browser: Chrome, shown: Served
+) -> None:
+    asked = shown.get("/api/next?queue=disagree&blind=1").json()["item"]
+    aside = Keys.ARROW_LEFT if asked["window"] == 2 else Keys.ARROW_RIGHT
+    assert shown.say(asked["video_id"], 1, "happiness").ok
+    lake = shown.viewer.index.lake
+    old = said(
+        asked["video_id"], asked["window"], uri=asked["uri"], reviewer=shown.viewer.index.reviewer
+    )
+    save(lake, old | {"start_s": 99.0, "end_s": 100.0, "label": "disgust"}, "c", RUN.date)
+    shown.post("/api/read", {})
+    opened(browser, shown, "/review?queue=disagree&blind=1")
+    for keys, before in (((aside, "3"), "happiness"), ("3", None)):
+        until(lambda: at(browser, "answers").find_element(By.TAG_NAME, "button").is_enabled())
+        for key in keys:
+            time.sleep(0.5)
+            press(browser, key)
+        until(lambda: "saved: fear" in at(browser, "saved").text)
+        press(browser, "z")
+        told = f"back to: {before}" if before else "taken back"
+        until(lambda told=told: told in at(browser, "saved").text)
+    rows = Labels.of(lake).standing()
+    assert [(row["start_s"], row["label"]) for row in rows if row["start_s"] < 99] == [
+        (2.0, "happiness")
+    ]
 
 
 def test_the_report_leads_to_its_moments(browser: Chrome, shown: Served) -> None:

@@ -28,8 +28,9 @@ from emolake.jobs.view.server import listening
 from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.lake.compaction import compact
 from emolake.pipeline.lake.labels import Labels
-from emolake.pipeline.lake.layout import Lake
+from emolake.pipeline.lake.layout import LABELS, Lake
 from emolake.pipeline.lake.lease import Lease
+from emolake.pipeline.presentation.blur import blurred
 from emolake.pipeline.storage.files import Storage
 from tests.conftest import S3
 from tests.jobs.view.archive import (
@@ -45,7 +46,7 @@ from tests.jobs.view.archive import (
     video,
     walk,
 )
-from tests.pipeline.lake.test_lake import RUN, NoFence, no_fence
+from tests.pipeline.lake.test_lake import RUN, NoFence, no_fence, segment
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +354,8 @@ def test_with_blurred_faces_no_recognisable_one_leaves(lake: Lake, tmp_path: Pat
         assert found.get("/api/video/walk").json()["remade"] == "faces are blurred"
         left = round(left_at(3))
         there = np.s_[80:160, left + 5 : left + FACE - 5]
-        seen, blurred = (picture(s.get("/still/walk?at=3").content) for s in (plain, found))
-        fine = [float(cv2.Laplacian(p[there], cv2.CV_64F).std()) for p in (seen, blurred)]
+        both = (picture(s.get("/still/walk?at=3").content) for s in (plain, found))
+        fine = [float(cv2.Laplacian(p[there], cv2.CV_64F).std()) for p in both]
         assert fine[1] < 0.2 * fine[0]
         (tmp_path / "remade.mp4").write_bytes(found.get("/remade/walk/0").content)
     with av.open(str(tmp_path / "remade.mp4")) as container:
@@ -362,6 +363,32 @@ def test_with_blurred_faces_no_recognisable_one_leaves(lake: Lake, tmp_path: Pat
             left = round(left_at(frame.time))
             part = frame.to_ndarray(format="rgb24")[80:160, left + 5 : left + FACE - 5]
             assert cv2.Laplacian(part, cv2.CV_64F).std() < 0.35 * fine[0], frame.time
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0])
+def test_a_face_that_was_looked_for_seldom_is_blurred_all_the_while(
+    lake: Lake, tmp_path: Path, fps: float
+) -> None:
+    seldom = Lake.at(str(tmp_path / "out"), Storage())
+    row = video(walk(tmp_path / "walk.mp4"), "walk")
+    for track in row["tracks"]:
+        track["path"] = [point for point in track["path"] if point["time_s"] % (1 / fps) == 0]
+    commit_segments(seldom, [row], RUN, no_fence)
+    with served(seldom, blur=True) as found:
+        for time_s in (0.4, 1.0, 1.7, 2.5, 5.2, 5.8):
+            still = picture(found.get(f"/still/walk?at={time_s}").content)
+            left = round(left_at(time_s))
+            part = still[80:160, left + 5 : left + FACE - 5]
+            assert cv2.Laplacian(part, cv2.CV_64F).std() < 8, time_s
+
+
+def test_of_a_close_up_nothing_stays() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    for box in ((0.0, 0.0, 1.0, 1.0), (0.0, 0.2, 0.3, 0.8), (0.7, 0.7, 1.0, 1.0)):
+        left, top, right, bottom = (round(200 * side) for side in box)
+        face = np.s_[top:bottom, left:right]
+        same = (blurred(noise, [np.array(box)])[face] == noise[face]).all(2)
+        assert same.mean() < 0.01
 
 
 def test_stored_pictures_of_faces_are_not_shown_where_faces_are_blurred(tmp_path: Path) -> None:
@@ -388,6 +415,7 @@ def test_blurred_goes_by_the_time_of_the_frame_that_is_shown(lake: Lake) -> None
     [
         {"n_segments": 2},
         {"n_dropped_tracks": 1},
+        {"tracks": [segment("walk")["tracks"][0]]},  # where, nobody knows
         {"failed": True, "reason": "timeout", "annotations": [], "tracks": []},
     ],
 )
@@ -519,6 +547,16 @@ def test_a_browser_that_leaves_while_it_saves_leaves_a_whole_word(fresh: Lake) -
         (row,) = Labels.of(fresh).rows.values()
         assert row["label"] == "anger"
         assert found.get("/").ok
+
+
+def test_of_a_video_forgotten_in_the_meantime_nothing_is_stored(fresh: Lake, capsys) -> None:
+    with served(fresh) as found:
+        assert found.say("walk", 0, "anger").ok
+        uri = found.get("/api/video/walk").json()["uri"]
+        assert main(["forget", fresh.uri, uri]) == 0
+        told = found.say("walk", 1, "anger")
+        assert (told.status_code, "forgotten" in told.text) == (400, True)
+    assert not fresh.files(LABELS)
 
 
 def test_a_full_disk_is_told_and_the_word_is_not_taken_for_stored(fresh: Lake, monkeypatch) -> None:

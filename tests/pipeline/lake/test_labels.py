@@ -16,7 +16,7 @@ import pytest
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.lake.compaction import compact
-from emolake.pipeline.lake.forgetting import begin
+from emolake.pipeline.lake.forgetting import Forgotten, begin
 from emolake.pipeline.lake.labels import (
     Labels,
     checked,
@@ -141,14 +141,20 @@ def test_what_comes_while_others_merge_stays(tmp_path: Path, monkeypatch) -> Non
 
 
 def test_a_word_on_a_forgotten_video_is_read_by_nobody_and_erased_by_the_next_run(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch
 ) -> None:
     lake = lake_at(tmp_path)
     commit_segments(lake, [segment("a"), segment("b")], RUN, no_fence)
     fence = NoFence(number=2)
     begin(lake, {"/v/a.mp4"}, fence)
     assert erase_labels(lake, {"/v/a.mp4"}, fence) == 0
-    say(lake, "a")  # by a view that read the output before
+    with pytest.raises(UserError, match="forgotten"):
+        say(lake, "a")  # by a view that read the output before
+    assert not lake.files(LABELS)
+    with monkeypatch.context() as dying:
+        dying.setattr(Forgotten, "of", lambda _: 1 / 0)  # before it has looked
+        with pytest.raises(ZeroDivisionError):
+            say(lake, "a")
     say(lake, "b")
     assert [row["video_id"] for row in Labels.of(lake).standing()] == ["b"]
     recover(lake, NoFence(number=3))

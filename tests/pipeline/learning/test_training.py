@@ -252,6 +252,25 @@ def test_votes_are_what_is_learnt_and_those_outside_the_set_are_told(tables, tmp
         examples(nameless, tmp_path)
 
 
+def test_of_several_faces_the_one_that_was_labelled_is_learnt_from(tables, tmp_path) -> None:
+    picture = pq.read_table(tables[0])["image"].to_pylist()[0]
+    boxes = [{"x1": x, "y1": 0.1, "x2": x + 0.2, "y2": 0.4} for x in (0.1, 0.6)]
+    told = {"image": [picture] * 3, "label": ["happy"] * 3, "bbox": [*boxes, None]}
+    pq.write_table(pa.table(told), tmp_path / "two.parquet")
+
+    def two_faces(table, needs, frames):
+        for row, found in pictures_here(table, needs, frames):
+            (window,) = found["windows"]
+            shown = [
+                window | {"bbox": box, "track_id": k, "features": [[float(k)] * 256]}
+                for k, box in enumerate(boxes)
+            ]
+            yield row, found | {"windows": shown}
+
+    made = examples(tmp_path / "two.parquet", tmp_path, two_faces)
+    assert [float(made.features[first].max()) for first in made.first] == [0.0, 1.0, 0.0]
+
+
 def test_the_loss_against_votes_is_least_where_the_model_says_what_people_saw() -> None:
     shares = torch.tensor([[0.7, 0.3], [0.0, 0.0]])
     even = torch.ones(2)
