@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import SAME_S, UNITS, same_window
 from emolake.pipeline.evaluation.measuring import draw_name
+from emolake.pipeline.labels import canonical
 from emolake.pipeline.lake.labels import (
     ANSWER,
     NO_EMOTION,
@@ -477,7 +478,7 @@ class Index:
         by: dict[str, list[int]] = {}
         for row in rows:
             seen = by.setdefault(row["label"], [0, 0])
-            seen[0] += row["label"] == row["emotion"]
+            seen[0] += row["label"] == canonical(row["emotion"])
             seen[1] += 1
         return {
             "labels": len(rows),
