@@ -190,6 +190,7 @@ def _rows(said: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         rows.append(
             {name: first[name] for name in ("uri", "start_s", "end_s", *WINDOW)}
             | {
+                "bbox": None,
                 "label": min(tied, key=lambda label: lot(repr((_window_of(first), label)), 0)),
                 "votes": dict(sorted(votes.items())),
                 "reviewers": sorted(row["reviewer"] for row in emotions),
@@ -202,7 +203,7 @@ def _rows(said: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
 def _place(rows: list[dict[str, Any]], options: Options) -> None:
     """Where the faces are, by which who reads the table finds them again; null where the window is no longer
     there."""
-    wanted = {_window_of(row): row | {"bbox": None} for row in rows}
+    wanted = {_window_of(row): row for row in rows}
     videos = pa.array({row["video_id"] for row in rows}, pa.string())
     columns = [*WINDOW, "start_s", "end_s", "bbox"]
     given = parse_options(options.storage_options)
@@ -211,8 +212,6 @@ def _place(rows: list[dict[str, Any]], options: Options) -> None:
         for found in there.filter(pc.is_in(there["video_id"], videos)).to_pylist():
             if (row := wanted.get(_window_of(found))) is not None:
                 row["bbox"] = found["bbox"]
-    for row in rows:
-        row["bbox"] = wanted[_window_of(row)]["bbox"]
 
 
 def _window_of(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -224,9 +223,8 @@ def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         listed = [row | {"votes": list(row["votes"].items())} for row in rows]
-        with file.open(
-            "wb"
-        ) as out:  # pyarrow takes the name of a file for a URI where it has a colon
+        # pyarrow takes the name of a file for a URI where it has a colon.
+        with file.open("wb") as out:
             pq.write_table(pa.Table.from_pylist(listed, _TABLE), out, compression="zstd")
         return
     with file.open("w", newline="", encoding="utf-8") as text:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,4 +97,3 @@ def test_what_people_say_makes_the_model_better_on_what_it_was_not_told(
         _, _, low, high = of_fear(table)
         assert low < truth < high
     assert abs(of_fear(after)[0] - truth) < abs(of_fear(before)[0] - truth) / 2
-    shutil.rmtree(tmp_path / "out")
