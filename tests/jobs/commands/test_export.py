@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from emolake.jobs.cli import main
+from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.presentation.export.overlay import drawn_on, write_video
 from emolake.pipeline.presentation.export.story import read_story
 from emolake.pipeline.presentation.palette import rgb
 from tests.conftest import read_rows
+from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
 
 
 def windows_of(output: Path, name: str) -> list[dict]:
@@ -121,10 +123,22 @@ def test_a_mistake_is_told_in_one_line(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_an_ambiguous_name_lists_what_it_may_mean(
-    demo_output: Path, tmp_path: Path, capsys
-) -> None:
-    assert main(["export", str(demo_output), "", "--csv", str(tmp_path / "x.csv")]) == 2
+@pytest.mark.parametrize("name", ["talk.mp4", "talk", "5eed00"])
+def test_an_ambiguous_name_lists_what_it_may_mean(tmp_path: Path, capsys, name: str) -> None:
+    lake = lake_at(tmp_path / "out")
+    twins = {"5eed00aa": "/v/monday/talk.mp4", "5eed00bb": "/v/friday/talk.mp4"}
+    others = {"5eed11cc": "/v/friday/talks.mp4"}
+    rows = [segment(video_id, uri=uri) for video_id, uri in (twins | others).items()]
+    commit_segments(lake, rows, RUN, no_fence)
+    assert main(["export", lake.uri, name, "--csv", str(tmp_path / "x.csv")]) == 2
     error = capsys.readouterr().err
-    assert "means 4 videos" in error
-    assert "portrait.mp4 (" in error
+    assert f"{name!r} means 2 videos" in error
+    assert all(f"{uri} ({video_id})" in error for video_id, uri in twins.items())
+
+
+@pytest.mark.parametrize("name", ["", "5", "5eed0"])
+def test_a_few_letters_name_no_video_by_its_id(tmp_path: Path, capsys, name: str) -> None:
+    lake = lake_at(tmp_path / "out")
+    commit_segments(lake, [segment("5eed00aa", uri="/v/talk.mp4")], RUN, no_fence)
+    assert main(["export", lake.uri, name, "--csv", str(tmp_path / "x.csv")]) == 2
+    assert f"holds no video {name!r}" in capsys.readouterr().err
