@@ -10,17 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
+from emolake.jobs.interrupts import EXIT_INTERRUPTED, heed, interrupted
 from emolake.jobs.parser import Options, make_parser
 from emolake.pipeline.errors import EmolakeError, UserError, in_a_line
 
-EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED, EXIT_USER, EXIT_TOO_MANY_FAILED = 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code of the contract."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` is obeyed
-        signal.signal(signal.SIGHUP, _interrupt)
+    heed()
     quiet_trace = os.environ.get("EMOLAKE_TRACEBACK") is None
     try:
         words = sys.argv[1:] if arguments is None else arguments
@@ -34,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error)
         return EXIT_USER
     except KeyboardInterrupt:
-        return _interrupted()
+        return interrupted()
     except SystemExit as left:
         # While Ray starts it handles SIGTERM by an exit of its own.
         if left.code == signal.SIGTERM:
-            return _interrupted()
+            return interrupted()
         raise
     except BrokenPipeError:
         # The reader of our output left (`emolake status | head`); nothing more can be told to it.
@@ -61,16 +60,6 @@ def run() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _interrupted() -> int:
-    print("interrupted; what was committed stays, the same command resumes", file=sys.stderr)
-    return EXIT_INTERRUPTED
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _complain(error: Exception) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from emolake.jobs.cli import EXIT_FAILED, EXIT_INTERRUPTED, print_json
+from emolake.jobs.cli import EXIT_FAILED, print_json
 from emolake.jobs.graph.cluster import job_client
+from emolake.jobs.interrupts import EXIT_INTERRUPTED
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, address_option, input_options, run_id_option
 from emolake.pipeline.config import Config

@@ -12,7 +12,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from threading import Thread
 
-from emolake.jobs.cli import EXIT_INTERRUPTED
+from emolake.jobs.interrupts import EXIT_INTERRUPTED
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import UNITS
