@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from emolake.pipeline.errors import UserError, in_a_line
@@ -219,15 +226,43 @@ class LimitsConfig(_Part):
     )
 
 
+class PoolSize(_Part):
+    """Actors of a pool: `4` for exactly so many, `{min: 2, max: 8}` for as many of them as the cluster holds
+    at the time; without `max`, for all that fit."""
+
+    min: int = Field(1, ge=1)
+    max: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exactly(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | PoolSize) else {"min": given, "max": given}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PoolSize:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"min is {self.min} and max {self.max}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: Any) -> Any:
+        return self.min if self.min == self.max else plain(self)
+
+
 class ResourcesConfig(_Part):
     """How the job spreads over the machine or cluster; changes no result."""
 
-    face_actors: int | None = Field(None, ge=1, description="default: CPUs - 1, at least 1")
+    face_actors: PoolSize | None = Field(
+        None,
+        description="so many, or {min: 4, max: 64}: as many as the cluster holds at the time; default: "
+        "CPUs - 1 on one machine, all that fit on a cluster",
+    )
     gpus_per_face_actor: float = Field(
         0.0, ge=0, description="a fraction of a GPU for the face detector of each face actor"
     )
-    annotation_actors: int | None = Field(
-        None, ge=1, description="default: one per GPU, at least 1"
+    annotation_actors: PoolSize | None = Field(
+        None,
+        description="the same; default: one a GPU, at least 1; on a cluster without GPUs, all that fit",
     )
     gpus_per_annotation_actor: float | None = Field(
         None, ge=0, description="default: 1 where the cluster has a GPU, else 0"

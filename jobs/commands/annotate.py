@@ -36,6 +36,7 @@ from emolake.pipeline.storage.traffic import ours
 
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
 
+_POOLS_EVERY_S = 10.0
 _RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed): (.+)")
 """What an actor that could not start said, within the pages that Ray wraps it in."""
 
@@ -138,7 +139,7 @@ def _annotate(
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
 
-    from emolake.jobs.graph.flow import annotated, pool_sizes, start_ray
+    from emolake.jobs.graph.flow import annotated, held_by, pool_sizes, start_ray
     from emolake.jobs.graph.metrics import RunMetrics
 
     alone = not ray.is_initialized()
@@ -150,22 +151,23 @@ def _annotate(
         on_device = computes_here(setting.models, setting.config)
         pools = pool_sizes(setting.config.resources, on_device=on_device)
         tally = progress.tally
-        tally.workers = {"faces": pools.faces, "annotate": pools.annotate}
-        if shortage := pools.shortage(ray.cluster_resources().get("CPU", 0.0)):
-            progress.say(shortage)
+        tally.workers = {"faces": pools.faces.first, "annotate": pools.annotate.first}
         record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
         if not setting.asked.reprocess:
             refuse_other_precision(setting.lake, ledger, record)
         # Before the first row: those of a run that is killed have a record as well.
         write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
         metrics = RunMetrics(run.run_id)
-        held = time.monotonic()
+        began = asked = time.monotonic()
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
             metrics.add(row, tally)
-        seconds = time.monotonic() - held
-        tally.cpu_seconds = seconds * pools.held_cpus
-        tally.gpu_seconds = seconds * pools.held_gpus
+            if time.monotonic() - asked > _POOLS_EVERY_S:
+                asked = time.monotonic()
+                tally.workers = held_by(pools, asked - began).workers
+        held = held_by(pools, time.monotonic() - began)
+        tally.workers = held.workers
+        tally.cpu_seconds, tally.gpu_seconds = held.cpu_seconds, held.gpu_seconds
     except ray.exceptions.RayError as error:
         told = _RAISED_BY_US.findall(str(error))
         if not told:

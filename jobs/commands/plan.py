@@ -58,7 +58,9 @@ def run(options: Options) -> int:
     foreseen = None
     if sample is not None:
         resources = setting.config.resources
-        workers = {"faces": resources.face_actors, "annotate": resources.annotation_actors}
+        asked = {"faces": resources.face_actors, "annotate": resources.annotation_actors}
+        # Of a range its end: what the run grows to where the cluster lets it.
+        workers = {pool: size.max for pool, size in asked.items() if size is not None}
         foreseen = estimate(sample, _video_seconds(plan, sample, options.hours), workers)
         money = {"money": prices.of(foreseen.cost), "currency": prices.currency} if prices else {}
         result["estimate"] = {"from_run": sample.run_id} | asdict(foreseen) | money

@@ -13,21 +13,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray._private import ray_constants
+from ray._private import state as ray_state
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from emolake.jobs.graph.nodes import check_nodes
 from emolake.jobs.setting import Setting
-from emolake.pipeline.config import Config, ResourcesConfig
+from emolake.pipeline.config import Config, PoolSize, ResourcesConfig
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from emolake.pipeline.lake.layout import Lake
@@ -39,11 +41,13 @@ from emolake.pipeline.storage.shards import Shards
 from emolake.pipeline.storage.traffic import ours
 
 # Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
-# pools that hold nearly all of a small machine. Repartitioning takes a whole one all the same, so
-# some logical CPUs are always left over.
+# pools that hold nearly all of a small machine.
 TASK_CPUS = 0.1
 _CPU_ANNOTATION_CPUS = 0.5
-_SPARE_CPUS = 2
+_SPARE_CPUS = 1  # for the tasks, which ask for slivers
+_SHARE_AT_FIRST = (
+    0.75  # of what face actors could take, where annotation on CPUs has to find its own share
+)
 _FACES_PER_TASK = 4
 _VIDEOS_PER_BLOCK = 32
 _MOST_SEGMENTS_PER_CALL = 16
@@ -61,8 +65,8 @@ def start_ray(resources: ResourcesConfig) -> None:
         ray.init(**quiet)
         check_nodes()
     else:
-        faces = resources.face_actors or _default_faces(_cores())
-        annotators = _CPU_ANNOTATION_CPUS * (resources.annotation_actors or 1)
+        faces = _held(resources.face_actors, _default_faces(_cores()))
+        annotators = _CPU_ANNOTATION_CPUS * _held(resources.annotation_actors, 1)
         with _on_loopback():
             ray.init(
                 address="local",  # and not whatever cluster happens to run on this machine
@@ -91,62 +95,149 @@ def _on_loopback() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Actors of a stage: `first` of them, and then between `least` and `most` (None: all that fit), as nodes
+    come and go and as the stages' measured rates ask for."""
+
+    first: int
+    least: int
+    most: int | None
+
+    @classmethod
+    def of(cls, size: PoolSize | None, fits: int, *, follows: bool) -> Pool:
+        """Of the asked size, or, where none was asked for, as many as fit."""
+        if size is None:
+            return cls(fits, 1, None) if follows else cls(fits, fits, fits)
+        return cls(_held(size, fits), size.min, size.max)
+
+    def strategy(self) -> ActorPoolStrategy:
+        return ActorPoolStrategy(
+            min_size=self.least,
+            max_size=self.most,
+            initial_size=self.first,
+            max_tasks_in_flight_per_actor=2,
+        )
+
+
+def _held(size: PoolSize | None, fits: int) -> int:
+    """Actors that a pool has where so many fit."""
+    return fits if size is None else max(size.min, min(fits, size.max or fits))
+
+
+@dataclass(frozen=True)
 class Pools:
     """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction; annotation_cpus: of one
     annotation actor."""
 
-    faces: int
-    annotate: int
+    faces: Pool
+    annotate: Pool
     gpus: float
     face_gpus: float = 0.0
     annotation_cpus: float = _CPU_ANNOTATION_CPUS
 
-    @property
-    def held_cpus(self) -> float:
-        """CPUs that the run keeps from others: its pools', and one for driver and tasks."""
-        return 1 + self.faces + self.annotate * self.annotation_cpus
-
-    def shortage(self, cpus: float) -> str | None:
-        """What to say where the cluster has too few CPUs: Ray would wait for more without a word."""
-        if self.held_cpus <= cpus:
-            return None
-        return (
-            f"the run wants {self.held_cpus:g} CPUs and the cluster has {cpus:g}: it waits until the "
-            "cluster grows; resources.face_actors and resources.annotation_actors make it less"
-        )
-
-    @property
-    def held_gpus(self) -> float:
-        return self.annotate * self.gpus + self.faces * self.face_gpus
+    def refuse_more_than(self, cpus: float, gpus: float) -> None:
+        """UserError where a cluster of so many CPUs and GPUs will never hold the pools: Ray would wait for
+        more without a word."""
+        for kind, has, of_face, of_annotation, tasks in (
+            ("CPUs", cpus, 1.0, self.annotation_cpus, _SPARE_CPUS),
+            ("GPUs", gpus, self.face_gpus, self.gpus, 0),
+        ):
+            terms = (
+                (self.faces.least, "face actors", of_face),
+                (self.annotate.least, "annotation actors", of_annotation),
+                (1, "for tasks", tasks),
+            )
+            wants = sum(number * each for number, _, each in terms)
+            if wants > has + 1e-6:
+                told = " + ".join(f"{n} {what} x {each:g}" for n, what, each in terms if each)
+                raise UserError(
+                    f"the pools want {wants:g} {kind} ({told}), and this cluster has {has:g}; ask for fewer "
+                    "with resources.face_actors and resources.annotation_actors, or for what there is, from "
+                    "1 to 8, by '{min: 1, max: 8}'"
+                )
 
 
 def pool_sizes(resources: ResourcesConfig, *, on_device: bool = True) -> Pools:
     """The pools for the Ray that is running. on_device: whether the annotation stage computes there; unless
-    GPUs are asked for, it leaves them to others where it does not."""
+    GPUs are asked for, it leaves them to others where it does not. UserError where they can never be had."""
     total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0) if on_device else 0.0
-    faces = int(cpus) if os.environ.get("RAY_ADDRESS") else _default_faces(_cores())
-    return pools_for(resources, cpus, gpus, faces)
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    faces = int(cpus) if joined else _default_faces(_cores())
+    pools = pools_for(resources, cpus, gpus if on_device else 0.0, faces, follows=joined)
+    if joined and not _may_grow(cpus):
+        pools.refuse_more_than(cpus, gpus)
+    return pools
 
 
-def pools_for(resources: ResourcesConfig, cpus: float, gpus: float, faces: int) -> Pools:
+def _may_grow(cpus: float) -> bool:
+    """Whether nodes may come by themselves. Ray does not tell; KubeRay and Ray's launcher leave a trace on
+    the head, where a submitted job's driver runs, and a cluster without one CPU can only wait for some."""
+    launched = Path("~/ray_bootstrap_config.yaml").expanduser()
+    return not cpus or "RAY_CLUSTER_NAME" in os.environ or launched.exists()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a run's pools took until now, busy or not. workers: actors of each pool, on average."""
+
+    workers: dict[str, int]
+    cpu_seconds: float
+    gpu_seconds: float
+
+
+def held_by(pools: Pools, seconds: float) -> Held:
+    """By Ray's own table of this job's actors, some seconds after it began; the driver and the tasks count as
+    one CPU."""
+    faces, of_faces = _alive(pools.faces, FaceActor)
+    annotate, of_annotate = _alive(pools.annotate, AnnotationActor)
+    return Held(
+        {"faces": of_faces, "annotate": of_annotate},
+        seconds + faces + annotate * pools.annotation_cpus,
+        faces * pools.face_gpus + annotate * pools.gpus,
+    )
+
+
+def _alive(pool: Pool, kind: type) -> tuple[float, int]:
+    """Seconds that its actors were alive, all together, and how many there were on average."""
+    job, now = ray.get_runtime_context().get_job_id(), 1000 * time.time()
+    spans = [
+        (actor["StartTime"], actor["EndTime"] or now)
+        for actor in ray_state.actors().values()
+        if actor["JobID"] == job and kind.__name__ in actor["ActorClassName"] and actor["StartTime"]
+    ]
+    alive = sum(end - start for start, end in spans)
+    if pool.least == pool.most or not spans:
+        return alive / 1000, pool.first
+    since = max(now - min(start for start, _ in spans), 1)
+    return alive / 1000, max(1, round(alive / since))
+
+
+def pools_for(
+    resources: ResourcesConfig, cpus: float, gpus: float, faces: int, *, follows: bool = False
+) -> Pools:
     """Pools that fit into so many CPUs and GPUs together with the tasks between them, as far as `resources`
-    leaves that open; faces: so many at most."""
-    each = resources.gpus_per_annotation_actor
+    leaves that open; faces: so many at most. follows: whether those that it leaves open grow and shrink with
+    the cluster."""
+    each, face_gpus = resources.gpus_per_annotation_actor, resources.gpus_per_face_actor
     if each is None:
         each = 1.0 if gpus >= 1 else 0.0
-    annotate = resources.annotation_actors
-    if annotate is None:
-        annotate = max(1, int(gpus / each + 1e-6)) if each else 1
+    for_faces = face_gpus * _held(resources.face_actors, 1)
+    fits = max(1, int((gpus - for_faces) / each + 1e-6)) if each else 1
+    annotate = Pool.of(resources.annotation_actors, fits, follows=follows)
+    if face_gpus:
+        faces = min(faces, int((gpus - annotate.first * each) / face_gpus + 1e-6))
     # A GPU's actor prepares batches on a core of its own, where the face stage can spare one.
     for annotation_cpus in (
         (1.0, _CPU_ANNOTATION_CPUS, TASK_CPUS) if each else (_CPU_ANNOTATION_CPUS,)
     ):
-        left = cpus - _SPARE_CPUS - annotate * annotation_cpus
-        if left >= (resources.face_actors or 1):
+        left = cpus - _SPARE_CPUS - annotate.first * annotation_cpus
+        if left >= (resources.face_actors.min if resources.face_actors else 1):
             break
-    face = resources.face_actors or max(1, min(faces, int(left)))
-    return Pools(face, annotate, each, resources.gpus_per_face_actor or 0.0, annotation_cpus)
+    if not each and annotate.most != annotate.first:
+        left *= _SHARE_AT_FIRST
+    face = Pool.of(resources.face_actors, max(1, min(faces, int(left))), follows=follows)
+    return Pools(face, annotate, each, face_gpus, annotation_cpus)
 
 
 def _default_faces(cpus: int) -> int:
@@ -165,7 +256,7 @@ def annotated(
     settings = face_settings(
         config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
-    dataset = faces_found(_videos(plan.todo, pools.faces), settings, pools)
+    dataset = faces_found(_videos(plan.todo, pools.faces.first), settings, pools)
     dataset = annotations_made(
         dataset,
         config,
@@ -204,23 +295,34 @@ def faces_found(
     videos: Dataset, settings: FaceSettings, pools: Pools, segments_per_block: int = 1
 ) -> Dataset:
     """Rows of schema.VIDEO_ROW -> a row of schema.FACES_ROW for each of their segments."""
+    tasks = _tasks_beside(pools)
     planned = videos.map_batches(
         plan_segments,  # type: ignore[arg-type]
         fn_kwargs={"settings": settings},
         batch_size=None,
         batch_format="pyarrow",
-        compute=_tasks_beside(pools),
+        compute=tasks,
         num_cpus=TASK_CPUS,
     )
-    return planned.repartition(target_num_rows_per_block=segments_per_block).map_batches(
+    return _in_blocks_of(segments_per_block, planned, tasks).map_batches(
         FaceActor,
         fn_constructor_args=(settings,),
         batch_size=segments_per_block,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pools.faces, max_tasks_in_flight_per_actor=2),
+        compute=pools.faces.strategy(),
         num_cpus=1,
         num_gpus=pools.face_gpus or None,
     )
+
+
+def _in_blocks_of(rows: int, dataset: Dataset, tasks: TaskPoolStrategy) -> Dataset:
+    """`repartition` asks for a whole CPU a task, which pools may have taken, and has no word for less. Asked
+    for as little as the stage before, it becomes one with it."""
+    cut = dataset.repartition(target_num_rows_per_block=rows)
+    stage: Any = cut._logical_plan.dag
+    stage.ray_remote_args["num_cpus"] = TASK_CPUS
+    stage.compute.size = tasks.size
+    return cut
 
 
 def annotations_made(
@@ -247,7 +349,7 @@ def annotations_made(
         ),
         batch_size=segments_per_call,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pools.annotate, max_tasks_in_flight_per_actor=2),
+        compute=pools.annotate.strategy(),
         num_cpus=pools.annotation_cpus,
         num_gpus=pools.gpus or None,
     )
@@ -256,7 +358,7 @@ def annotations_made(
 def _tasks_beside(pools: Pools) -> TaskPoolStrategy:
     """So many tasks at a time. They are short, and each worker of theirs starts with seconds of imports:
     by the sliver of a CPU that they ask for, Ray would start tens, before the first face is looked for."""
-    return TaskPoolStrategy(size=-(-pools.faces // _FACES_PER_TASK))
+    return TaskPoolStrategy(size=-(-(pools.faces.most or pools.faces.first) // _FACES_PER_TASK))
 
 
 def _segments_per_call(setting: Setting, pools: Pools) -> int:

@@ -7,6 +7,7 @@ bounds the run; the ledger says how many bytes a second of this archive's video 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class Estimate:
     cost: dict[str, float]
 
 
-def estimate(sample: Sample, video_seconds: float, workers: dict[str, int | None]) -> Estimate:
+def estimate(sample: Sample, video_seconds: float, workers: Mapping[str, int | None]) -> Estimate:
     """workers: actors of each pool; those of the sample's run where None."""
     chosen = {pool: workers.get(pool) or sample.workers[pool] for pool in POOLS}
     busy = {pool: video_seconds * sample.busy[pool] for pool in POOLS}

@@ -1,35 +1,85 @@
-"""A whole node of a cluster is lost in the middle of a run; the run goes on and ends well."""
+"""Nodes of a cluster join and leave in the middle of a run; it uses them, and ends well without them."""
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private import state
 from ray.cluster_utils import Cluster
 
-from tests.chaos.harness import SETTINGS, Runs, assert_promise
+from tests.chaos.harness import SETTINGS, Runs, assert_promise, keyed
+from tests.conftest import read_rows
+
+MEMORY = 150 * 1024 * 1024
+SLOW = ("--set", "decode.sample_fps=20", "--set", "faces.detect_every_seconds=0")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": MEMORY}
+    )
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def wait(until: Callable[[], bool], so_long_as: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 300
+    while not until() and so_long_as() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return until()
 
 
 @pytest.mark.long
-def test_a_lost_node_costs_no_row(segments: Path, undisturbed: Path, tmp_path: Path) -> None:
-    memory = 150 * 1024 * 1024
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": memory}
+def test_a_lost_node_costs_no_row(
+    segments: Path, undisturbed: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    nodes = [cluster.add_node(num_cpus=2, object_store_memory=MEMORY) for _ in range(2)]
+    cluster.wait_for_nodes()
+    pools = ("--set", "resources.face_actors=3")
+    runs = Runs(
+        segments, tmp_path / "output", (*SETTINGS, *pools), {"RAY_ADDRESS": cluster.address}
     )
-    try:
-        nodes = [cluster.add_node(num_cpus=2, object_store_memory=memory) for _ in range(2)]
-        cluster.wait_for_nodes()
-        pools = ("--set", "resources.face_actors=3")
-        runs = Runs(
-            segments, tmp_path / "output", (*SETTINGS, *pools), {"RAY_ADDRESS": cluster.address}
+    process = runs.start()
+    assert wait(lambda: runs.committed() >= 8, lambda: process.poll() is None)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    assert_promise(runs.output, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("told", [True, False], ids=["told to go", "killed"])
+def test_a_node_that_joins_is_used_and_one_that_leaves_costs_no_row(
+    segments: Path, undisturbed: Path, tmp_path: Path, cluster: Cluster, told: bool
+) -> None:
+    cluster.connect()
+    runs = Runs(segments, tmp_path / "output", (*SETTINGS, *SLOW), {"RAY_ADDRESS": cluster.address})
+    process = runs.start()
+    assert wait(lambda: runs.committed() >= 3, lambda: process.poll() is None)
+    node = cluster.add_node(num_cpus=3, object_store_memory=MEMORY)
+
+    def used() -> bool:
+        return any(
+            actor["State"] == "ALIVE"
+            and "FaceActor" in actor["ActorClassName"]
+            and actor["Address"]["NodeID"] == node.node_id
+            for actor in state.actors().values()
         )
-        process = runs.start()
-        deadline = time.monotonic() + 300
-        while runs.committed() < 8 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert process.poll() is None, "the run ended before a node could be lost"
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        _, error = process.communicate(timeout=600)
-        assert process.returncode == 0, error
-        assert_promise(runs.output, undisturbed)
-    finally:
-        cluster.shutdown()
+
+    assert wait(used, lambda: process.poll() is None), "nobody had asked for it"
+    cluster.remove_node(node, allow_graceful=told)
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    ledgers = [
+        sorted((Path(row["uri"]).name, row["segment"], row["state"]) for row in read_rows(path, "videos"))
+        for path in (runs.output, undisturbed)
+    ]  # fmt: skip
+    assert ledgers[0] == ledgers[1]
+    annotated = [{key[:2] for key in keyed(path)} for path in (runs.output, undisturbed)]
+    assert annotated[0] == annotated[1]

@@ -29,6 +29,8 @@ KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 RELEASE = "1.31"
 ANNOTATION_CPUS = 0.5
+SLOWEST_PACE = 5.0
+"""Seconds of video that the face stage does in a second, at least: 4K on a slow core."""
 MB_BESIDE_CHILD = 512
 
 
@@ -130,8 +132,12 @@ def test_the_pools_of_the_configuration_fit_the_worker_groups(
 ) -> None:
     config = configuration(manifests, tmp_path)
     resources = config.resources
-    assert resources.face_actors is not None
-    assert resources.annotation_actors is not None
+    faces, annotating = resources.face_actors, resources.annotation_actors
+    assert faces is not None
+    assert faces.max is not None
+    assert annotating is not None
+    assert annotating.max is not None
+    each = resources.gpus_per_annotation_actor or 0
     for spec in job_specs(manifests):
         groups = spec["rayClusterSpec"]["workerGroupSpecs"]
         cpus = gpus = 0.0
@@ -146,11 +152,24 @@ def test_the_pools_of_the_configuration_fit_the_worker_groups(
                 cpus += has["num-cpus"] * group["maxReplicas"]
                 a_child = config.limits.child_memory_mb + MB_BESIDE_CHILD
                 assert megabytes(pod["limits"]["memory"]) > has["num-cpus"] * a_child
-        annotating = resources.annotation_actors * (resources.gpus_per_annotation_actor or 0)
-        on_cpus = 0 if annotating else resources.annotation_actors * ANNOTATION_CPUS
-        assert resources.face_actors + on_cpus + 1 <= cpus, "one is left for tasks"
-        assert resources.face_actors > cpus * 0.8, "and few more, which would idle"
-        assert annotating == gpus
+        on_cpus = 0 if each else ANNOTATION_CPUS
+        assert faces.max + annotating.max * on_cpus + 1 <= cpus, "one is left for tasks"
+        assert faces.max > cpus * 0.8, "and few more, which would idle"
+        assert annotating.max * each == gpus
+        pod = float(groups[0]["rayStartParams"]["num-cpus"])
+        assert faces.min + annotating.min * on_cpus + 1 <= pod, (
+            "they begin on the first one that comes"
+        )
+
+
+def test_a_pod_that_has_to_go_may_end_what_it_has_in_hand(
+    manifests: list[Manifest], tmp_path: Path
+) -> None:
+    segment = configuration(manifests, tmp_path).decode.segment_seconds
+    for spec in job_specs(manifests):
+        for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+            grace = group["template"]["spec"]["terminationGracePeriodSeconds"]
+            assert grace * SLOWEST_PACE >= segment, "of decode.segment_seconds; change both"
 
 
 def test_rays_store_lies_in_the_shared_memory_that_the_pod_has(manifests: list[Manifest]) -> None:

@@ -8,65 +8,127 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from emolake.jobs.graph import flow
-from emolake.jobs.graph.flow import Pools, pools_for, segments_that_fit
+from emolake.jobs.graph.flow import Pool, pools_for, segments_that_fit
 from emolake.pipeline.config import Config, DecodeConfig, ResourcesConfig
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, Needs
 from tests.conftest import Emolake, read_rows
 
 
-def test_a_run_holds_its_pools_and_one_cpu_for_the_rest() -> None:
-    on_cpus = Pools(faces=6, annotate=2, gpus=0.0)
-    assert (on_cpus.held_cpus, on_cpus.held_gpus) == (8.0, 0.0)
-    on_gpus = Pools(faces=6, annotate=2, gpus=0.5, face_gpus=0.1, annotation_cpus=1)
-    assert (on_gpus.held_cpus, on_gpus.held_gpus) == (9.0, pytest.approx(1.6))
-
-
-def test_a_run_that_would_wait_for_cpus_says_so() -> None:
-    pools = Pools(faces=6, annotate=2, gpus=0.0)
-    assert pools.shortage(8.0) is None
-    told = pools.shortage(7.0)
-    assert told is not None
-    assert "wants 8 CPUs and the cluster has 7" in told
-    assert "resources.face_actors" in told
+def fixed(number: int) -> Pool:
+    return Pool(number, number, number)
 
 
 @pytest.mark.parametrize(
     ("cpus", "gpus", "faces", "annotate", "each_cpus"),
     [
+        (1, 0, 1, 1, 0.5),
         (4, 0, 1, 1, 0.5),
-        (16, 0, 13, 1, 0.5),
-        (4, 1, 1, 1, 1.0),
-        (4, 3, 1, 3, 0.1),
-        (8, 8, 2, 8, 0.5),
-        (12, 8, 2, 8, 1.0),
-        (96, 8, 86, 8, 1.0),
-        (64, 8, 54, 8, 1.0),
-        (6144, 512, 5630, 512, 1.0),
+        (16, 0, 10, 1, 0.5),
+        (64, 0, 46, 1, 0.5),
+        (4, 1, 2, 1, 1.0),
+        (4, 3, 1, 3, 0.5),
+        (8, 8, 3, 8, 0.5),
+        (12, 8, 3, 8, 1.0),
+        (96, 8, 87, 8, 1.0),
+        (64, 8, 55, 8, 1.0),
+        (6144, 512, 5631, 512, 1.0),
     ],
 )
-def test_default_pools_leave_room_for_the_tasks_between_them(
+def test_pools_of_a_cluster_begin_with_what_fits_beside_the_tasks_and_follow_it(
     cpus: int, gpus: int, faces: int, annotate: int, each_cpus: float
 ) -> None:
-    pools = pools_for(ResourcesConfig(), cpus, gpus, cpus)
-    assert (pools.faces, pools.annotate, pools.annotation_cpus) == (faces, annotate, each_cpus)
-    assert pools.held_cpus <= cpus
-    assert pools.shortage(cpus) is None
+    pools = pools_for(ResourcesConfig(), cpus, gpus, cpus, follows=True)
+    assert (pools.faces, pools.annotate) == (Pool(faces, 1, None), Pool(annotate, 1, None))
+    assert pools.annotation_cpus == each_cpus
+    left = cpus - faces - annotate * each_cpus
+    assert left >= 1 or cpus == 1, "tasks ask for slivers of it"
+    if not gpus and cpus > 4:
+        assert left > cpus / 5, "annotation on CPUs finds its share by its own rate"
+
+
+def test_a_cluster_of_its_head_alone_is_asked_for_one_of_each_and_grows() -> None:
+    pools = pools_for(ResourcesConfig(gpus_per_annotation_actor=1), 0, 0, 0, follows=True)
+    assert (pools.faces, pools.annotate, pools.gpus) == (Pool(1, 1, None), Pool(1, 1, None), 1)
+
+
+def test_pools_of_one_machine_keep_their_size() -> None:
+    pools = pools_for(ResourcesConfig(), 9, 0, 7)
+    assert (pools.faces, pools.annotate) == (fixed(7), fixed(1))
 
 
 def test_what_is_asked_for_stands_and_the_rest_follows() -> None:
     half = ResourcesConfig(gpus_per_annotation_actor=0.5)
-    assert pools_for(half, 32, 4, 32).annotate == 8
-    assert pools_for(half, 32, 4, 32).faces == 22
+    assert pools_for(half, 32, 4, 32).annotate == fixed(8)
+    assert pools_for(half, 32, 4, 32).faces == fixed(23)
     asked = ResourcesConfig(face_actors=7, annotation_actors=2)
-    assert (pools_for(asked, 10, 4, 10).faces, pools_for(asked, 10, 4, 10).annotate) == (7, 2)
+    for follows in (False, True):
+        pools = pools_for(asked, 10, 4, 10, follows=follows)
+        assert (pools.faces, pools.annotate) == (fixed(7), fixed(2))
+
+
+def test_faces_and_annotation_share_the_gpus() -> None:
+    asked = ResourcesConfig(gpus_per_face_actor=0.25, gpus_per_annotation_actor=0.5)
+    pools = pools_for(asked, 32, 2, 32, follows=True)
+    assert (pools.annotate.first, pools.faces.first) == (3, 2)
+    asked = ResourcesConfig(gpus_per_face_actor=0.25, face_actors=4)
+    assert pools_for(asked, 32, 2, 32).annotate == fixed(1)
+
+
+@pytest.mark.parametrize(("cpus", "first"), [(2, 2), (8, 5), (32, 6)])
+def test_a_range_begins_with_what_fits_of_it(cpus: int, first: int) -> None:
+    asked = ResourcesConfig(
+        face_actors={"min": 2, "max": 6}, annotation_actors={"min": 1, "max": 4}
+    )
+    pools = pools_for(asked, cpus, 2, cpus, follows=True)
+    assert (pools.faces, pools.annotate) == (Pool(first, 2, 6), Pool(2, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "gpus", "told"),
+    [
+        ({"face_actors": 6}, 7.5, 0, None),
+        ({"face_actors": 6}, 7, 0, "7.5 CPUs (6 face actors x 1 + 1 annotation actors x 0.5 + 1 for"),
+        ({"face_actors": {"min": 6, "max": 99}}, 7, 0, "want 7.5 CPUs"),
+        ({"face_actors": {"max": 99}}, 7, 0, None),
+        ({"annotation_actors": 3}, 8, 2, "want 3 GPUs (3 annotation actors x 1)"),
+        ({"annotation_actors": 3}, 8, 0, None),
+        ({"gpus_per_face_actor": 0.25, "face_actors": 8}, 16, 2, "want 3 GPUs (8 face actors x 0.25 + 1 an"),
+        ({"gpus_per_face_actor": 0.25, "face_actors": 4}, 16, 2, None),
+        ({}, 1, 0, "want 2.5 CPUs"),
+        ({}, 2.5, 0, None),
+    ],
+)  # fmt: skip
+def test_pools_that_a_cluster_will_never_hold_are_refused_with_the_sum(
+    asked: dict, cpus: float, gpus: float, told: str | None
+) -> None:
+    pools = pools_for(ResourcesConfig(**asked), cpus, gpus, int(cpus), follows=True)
+    if told is None:
+        pools.refuse_more_than(cpus, gpus)
+        return
+    with pytest.raises(UserError) as refused:
+        pools.refuse_more_than(cpus, gpus)
+    assert told in str(refused.value)
+    assert f"this cluster has {gpus if 'GPUs' in told else cpus:g}" in str(refused.value)
+
+
+def test_a_cluster_that_may_grow_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
+    asked = ResourcesConfig(face_actors=60)
+    with pytest.raises(UserError, match="this cluster has 4;"):
+        flow.pool_sizes(asked)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "as KubeRay says")
+    assert flow.pool_sizes(asked).faces == fixed(60)
 
 
 def test_a_run_whose_models_are_elsewhere_leaves_the_gpus_to_others(monkeypatch) -> None:
     monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
     pools = flow.pool_sizes(ResourcesConfig(), on_device=False)
-    assert (pools.annotate, pools.gpus, pools.held_gpus) == (1, 0.0, 0.0)
-    assert flow.pool_sizes(ResourcesConfig()).held_gpus == 8
+    assert (pools.annotate, pools.gpus) == (fixed(1), 0.0)
+    assert flow.pool_sizes(ResourcesConfig()).annotate == fixed(8)
 
 
 def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
