@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +64,13 @@ def start_ray(resources: ResourcesConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+        with _without_its_first_word():
+            ray.init(**quiet)
         check_nodes()
     else:
         faces = _held(resources.face_actors, _default_faces(_cores()))
         annotators = _CPU_ANNOTATION_CPUS * _held(resources.annotation_actors, 1)
-        with _on_loopback():
+        with _on_loopback(), _without_its_first_word():
             ray.init(
                 address="local",  # and not whatever cluster happens to run on this machine
                 num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
@@ -80,6 +83,27 @@ def start_ray(resources: ResourcesConfig) -> None:
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _without_its_first_word() -> Iterator[None]:
+    """Ray's core says on standard error which level of logging it was given, before it heeds it; whatever
+    else is said there meanwhile comes when Ray is up, or is not."""
+    if sys.stderr is None:  # closed by whoever started us
+        yield
+        return
+    sys.stderr.flush()
+    ours = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(ours, 2)
+            os.close(ours)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if b"Set ray log level from" not in line))
 
 
 @contextmanager
