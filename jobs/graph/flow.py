@@ -89,9 +89,6 @@ def start_ray(resources: ResourcesConfig) -> None:
 def _without_its_first_word() -> Iterator[None]:
     """Ray's core says on standard error which level of logging it was given, before it heeds it; whatever
     else is said there meanwhile comes when Ray is up, or is not."""
-    if sys.stderr is None:  # closed by whoever started us
-        yield
-        return
     sys.stderr.flush()
     ours = os.dup(2)
     with tempfile.TemporaryFile() as said:
