@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FOR_DEMO := $(VENV)/.for-demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos lint format docs bench clean
@@ -10,12 +11,16 @@ INSTALLED := $(VENV)/.installed
 help: ## list these
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-$(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+
+$(INSTALLED): EXTRA := dev
+$(FOR_DEMO): EXTRA := demo
+$(INSTALLED) $(FOR_DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA)]'
 	touch $@
 
-demo: $(INSTALLED) ## make a small corpus, annotate it with the embedded model, show the result
+demo: $(or $(wildcard $(INSTALLED)),$(FOR_DEMO)) ## make a small corpus, annotate it with the embedded model, show the result
 	$(BIN)/python -m emolake.jobs.demo demo
 
 test: lint ## lint, types, and the whole test suite

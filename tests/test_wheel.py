@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT, read_rows
 
@@ -27,7 +30,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`bin` of an environment that holds the built wheel; what it depends on is this environment's."""
+    """`bin` of an environment that holds the built wheel; what it depends on, and no more, is this one's."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     source = folder / "source"  # where no build of an earlier day lies
@@ -44,9 +47,30 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "venv" / "bin" / "python"
     run(*pip, "--python", python, "install", "--no-deps", wheel, cwd=folder)
     (packages,) = (folder / "venv" / "lib").glob("python3*/site-packages")
-    # A plain path: the .pth files of that folder, an editable emolake among them, are not read.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    here = Path(sysconfig.get_path("purelib"))
+    for name in base_install():
+        for top in {file.parts[0] for file in metadata.files(name) or ()} - {".."}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(here / top)
     return python.parent
+
+
+def base_install() -> set[str]:
+    """Distributions that `pip install emolake` brings, without an extra."""
+    todo: list[tuple[str, frozenset[str]]] = [("emolake", frozenset())]
+    seen = set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for needs in map(Requirement, metadata.requires(name) or ()):
+            asked = [
+                needs.marker is None or needs.marker.evaluate({"extra": e}) for e in extras | {""}
+            ]
+            if any(asked):
+                todo.append((canonicalize_name(needs.name), frozenset(needs.extras)))
+    return {name for name, _ in seen} - {"emolake"}
 
 
 def test_the_installed_wheel_runs_where_others_have_modules_of_the_same_names(
@@ -61,6 +85,13 @@ def test_the_installed_wheel_runs_where_others_have_modules_of_the_same_names(
     run(installed / "emolake", "annotate", videos, "--output", "out", "--quiet", cwd=tmp_path)
     rows = read_rows(tmp_path / "out", "annotations")
     assert {Path(row["uri"]).name for row in rows} == {"portrait.mp4"}
+    extra = (
+        "print([m for m in ('duckdb', 'openai', 'peft', 'pyiceberg', 'skimage') if find_spec(m)])"
+    )
+    found = run(
+        installed / "python", "-c", f"from importlib.util import find_spec; {extra}", cwd=tmp_path
+    )
+    assert found == "[]\n", "it was the base install that did it"
     where = "import emolake.jobs.cli as cli; print(cli.__file__)"
     assert str(installed.parent) in run(installed / "python", "-c", where, cwd=tmp_path)
 
