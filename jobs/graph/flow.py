@@ -51,6 +51,7 @@ _SHARE_AT_FIRST = (
     0.75  # of what face actors could take, where annotation on CPUs has to find its own share
 )
 _FACES_PER_TASK = 4
+_FACES_OF_A_CLUSTER = 16  # at least, in the end, where nobody knows how far it grows
 _VIDEOS_PER_BLOCK = 32
 _MOST_SEGMENTS_PER_CALL = 16
 _SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
@@ -73,7 +74,7 @@ def start_ray(resources: ResourcesConfig) -> None:
         with _on_loopback(), _without_its_first_word():
             ray.init(
                 address="local",  # and not whatever cluster happens to run on this machine
-                num_cpus=faces + math.ceil(annotators) + _SPARE_CPUS,
+                num_cpus=faces + math.ceil(annotators + _SPARE_CPUS),
                 object_store_memory=resources.object_store_mb * 1024 * 1024,
                 include_dashboard=False,
                 **quiet,
@@ -186,7 +187,7 @@ def pool_sizes(resources: ResourcesConfig, *, on_device: bool = True) -> Pools:
     joined = bool(os.environ.get("RAY_ADDRESS"))
     faces = int(cpus) if joined else _default_faces(_cores())
     pools = pools_for(resources, cpus, gpus if on_device else 0.0, faces, follows=joined)
-    if joined and not _may_grow(cpus):
+    if not (joined and _may_grow(cpus)):
         pools.refuse_more_than(cpus, gpus)
     return pools
 
@@ -379,7 +380,8 @@ def annotations_made(
 def _tasks_beside(pools: Pools) -> TaskPoolStrategy:
     """So many tasks at a time. They are short, and each worker of theirs starts with seconds of imports:
     by the sliver of a CPU that they ask for, Ray would start tens, before the first face is looked for."""
-    return TaskPoolStrategy(size=-(-(pools.faces.most or pools.faces.first) // _FACES_PER_TASK))
+    faces = pools.faces.most or max(pools.faces.first, _FACES_OF_A_CLUSTER)
+    return TaskPoolStrategy(size=-(-faces // _FACES_PER_TASK))
 
 
 def _segments_per_call(setting: Setting, pools: Pools) -> int:

@@ -61,7 +61,9 @@ def annotated_table(
         faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table), revisions)
         yield from _by_row(
-            made.select_columns(["video_id", "annotations", "spent", "reason", "detail"])
+            made.select_columns(
+                ["video_id", "annotations", "spent", "reason", "detail"], num_cpus=TASK_CPUS
+            )
         )
 
 
@@ -74,7 +76,8 @@ def windows_of_table(
     config = Config(windows=windows)
     with running_ray(config.resources):
         faces = _faces(table, config, needs, pool_sizes(config.resources))
-        yield from _by_row(faces.select_columns(["video_id", "windows", "reason", "detail"]))
+        columns = ["video_id", "windows", "reason", "detail"]
+        yield from _by_row(faces.select_columns(columns, num_cpus=TASK_CPUS))
 
 
 def _faces(

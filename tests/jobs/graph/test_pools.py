@@ -124,6 +124,15 @@ def test_a_cluster_that_may_grow_is_waited_for(monkeypatch) -> None:
     assert flow.pool_sizes(asked).faces == fixed(60)
 
 
+def test_one_machine_whose_gpu_cannot_hold_both_stages_is_told_so(monkeypatch) -> None:
+    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 1.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"want 1.25 GPUs \(1 face actors x 0.25 \+ 1 annotation"):
+        flow.pool_sizes(ResourcesConfig(gpus_per_face_actor=0.25, face_actors=1))
+    shared = ResourcesConfig(gpus_per_face_actor=0.25, gpus_per_annotation_actor=0.5)
+    assert flow.pool_sizes(shared).annotate == fixed(1)
+
+
 def test_a_run_whose_models_are_elsewhere_leaves_the_gpus_to_others(monkeypatch) -> None:
     monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
     pools = flow.pool_sizes(ResourcesConfig(), on_device=False)
