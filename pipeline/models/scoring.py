@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from emolake.pipeline.models.transfer import sent
+
 
 @dataclass(frozen=True)
 class LabelTrie:
@@ -158,12 +160,10 @@ def sequence_log_probabilities(
 def _of_paths(table: Tensor, trie: LabelTrie) -> Tensor:
     """(B, L) sums along each label's path; table: (B, 1 + N, V) log-probabilities of what follows, row 0
     the prompt's end, row 1 + i inner node i."""
-    columns = []
-    for path in trie.steps:
-        nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
-        ids = torch.tensor([token for _, token in path], device=table.device)
-        columns.append(table[:, nodes, ids].sum(1))
-    return torch.stack(columns, dim=1)
+    steps = [(node + 1, token) for path in trie.steps for node, token in path]
+    nodes, ids = sent(torch.tensor(steps).T.contiguous(), table.device)
+    each = table[:, nodes, ids].split([len(path) for path in trie.steps], dim=1)
+    return torch.stack([path.sum(1) for path in each], dim=1)
 
 
 def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,9 +177,9 @@ def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tenso
             depth[node] = depth[parent] + 1
     mask = torch.zeros(count, prompt + count, dtype=like.dtype)
     mask[:, prompt:].masked_fill_(~sees, torch.finfo(torch.bfloat16).min)  # of any type
-    tokens = torch.tensor([token for token, _ in trie.inner]).expand(batch, -1)
+    tokens = torch.tensor([token for token, _ in trie.inner])
     return (
-        tokens.to(like.device),
-        mask.expand(batch, 1, -1, -1).to(like.device),
-        depth.to(like.device),
+        sent(tokens, like.device).expand(batch, -1),
+        sent(mask, like.device).expand(batch, 1, -1, -1),
+        sent(depth, like.device),
     )
