@@ -17,7 +17,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -106,7 +111,11 @@ class Ledger(TorchDispatchMode):
         )
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.ops.prim.device.default:  # no operator of any backend
@@ -117,8 +126,11 @@ class Ledger(TorchDispatchMode):
             return out
         if func is _aten._local_scalar_dense.default:
             self._waits(func, on_device(args[0]))
-            kind = args[0].dtype
-            return True if kind == torch.bool else 1.0 if kind.is_floating_point else 1
+            try:
+                return func(*args)
+            except DataDependentOutputException:
+                kind = args[0].dtype
+                return True if kind == torch.bool else 1.0 if kind.is_floating_point else 0
         if func is _aten.scaled_dot_product_attention.default:
             with self:
                 return _attention(*args, **kwargs)
@@ -138,9 +150,11 @@ class Ledger(TorchDispatchMode):
         if func in (_aten._to_copy.default, _aten.copy_.default):
             source = given[-1]
             goes, comes = on_device(made[0]), on_device(source)
-            late = kwargs.get("non_blocking") or (func is _aten.copy_.default and args[2:] == (True,))
+            late = kwargs.get("non_blocking") or (
+                func is _aten.copy_.default and args[2:] == (True,)
+            )
             free = goes and late and source.untyped_storage() in self._pinned
-            self._waits(func, goes != comes and not free)
+            self._waits(func, goes != comes and not free and source.numel() > 0)
         for tensor in made:
             self._hold(tensor)
         if any(on_device(tensor) for tensor in made) and not func.is_view:
@@ -204,7 +218,9 @@ def on_paper(capacity: float = math.inf) -> Iterator[Ledger]:
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
         for module in (folders, emola, emotion_llama):
             stack.enter_context(mock.patch.object(module, "load_network", _unread))
-        # It copies modules deeply, and with a fake tensor the whole mode.
+        # A list of the device's is one copy, and not one for each of its numbers.
+        as_list = FakeTensor.tolist
+        stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda of: as_list(of.cpu())))
         stack.enter_context(mock.patch.object(VisionTower, "fuse", lambda _: None))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield stack.enter_context(Ledger(capacity))
@@ -226,7 +242,10 @@ def pretended(
         network = make()
     dtype_of = dtypes(network)
     for prefix, module in network.named_modules():
-        for name, held in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for name, held in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             dtype = dtype_of(f"{prefix}.{name}") if held.is_floating_point() else held.dtype
             fake = torch.empty(held.shape, dtype=dtype, device=DEVICE)
             is_weight = isinstance(held, nn.Parameter)

@@ -150,6 +150,11 @@ class _Encoder:
                 f"annotator.{option} {folder} gives {found} values, the model reads {dim}"
             )
         self.model = self.model.to(device).eval()
+        if (
+            kind == "VideoMAEModel"
+        ):  # its positions are no buffer: they would travel with every batch
+            places = self.model.embeddings
+            places.position_embeddings = places.position_embeddings.to(device)
         # ImageNet's statistics, as both MAEs were trained.
         self._normalise = Normaliser([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], device)
         self._device = device

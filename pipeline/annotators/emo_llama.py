@@ -154,7 +154,7 @@ class EmoLlamaAnnotator:
         encoded = self.encode(self._pixels(given.pixels), question)
         tokens = encoded.frame_tokens.unflatten(0, (batch, frames))
         visual = self.network.visual_tokens(tokens, given.features, given.landmarks)
-        return self.network.splice(torch.tensor(prompt.ids), visual)
+        return self.network.splice(prompt.ids, visual)
 
     def _pixels(self, pictures: Tensor) -> Tensor:
         """(N, 3, S, S) float32, normalised; gray in three equal channels where so configured."""

@@ -106,7 +106,7 @@ class EmolaAnnotator:
 
     def _read(self, prompt: tuple[int, ...], visual: Tensor) -> Prefill:
         beginning = prompt[: prompt.index(IMAGE_TOKEN)]
-        return self.language.read(beginning, self.network.splice(torch.tensor(prompt), visual))
+        return self.language.read(beginning, self.network.splice(prompt, visual))
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """LLaVA's v1 template with EmoLA's order: the question, then the picture."""
