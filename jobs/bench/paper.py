@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -34,6 +35,7 @@ from emolake.pipeline.annotators.batches import SHARE
 from emolake.pipeline.annotators.clip_features import Clips
 from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator, Pictures
 from emolake.pipeline.config import AnnotatorConfig
+from emolake.pipeline.labels import label_set
 from emolake.pipeline.models import folder as folders
 from emolake.pipeline.models.catalog import CONFIG, TOKENIZER, WEIGHTS
 from emolake.pipeline.models.config import (
@@ -268,3 +270,79 @@ def _device_guard() -> Iterator[None]:
         yield
     finally:
         guards[cuda] = None
+
+
+def paper() -> Iterator[dict[str, Any]]:
+    """A row a system, precision and micro-batch: the peak in GB, a window's TFLOP and GB moved, and windows/s that
+    each GPU cannot exceed, None where it does not hold the batch. Without Emotion-LLaMA's clip encoders, and
+    with nothing said."""
+    systems: list[ModelConfig] = [
+        EmoLlamaConfig(face_info=FaceInfoConfig(), trained=False),
+        EmolaConfig(trained=False),
+        EmotionLlamaConfig(trained=False),
+    ]
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    for config in systems:
+        for precision in precisions:
+            with tempfile.TemporaryDirectory() as folder, on_paper() as ledger:
+                forward = _loaded(Path(folder), config, precision)
+                forward(1)  # reads what all prompts share
+                for size in SIZES:
+                    ledger.started()
+                    forward(size)
+                    yield _row(ledger, config.name, precision, size)
+
+
+def _row(ledger: Ledger, system: str, precision: str, size: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"system": system, "precision": precision, "micro_batch": size}
+    row["peak_gb"] = round(ledger.peak() / 1e9, 2)
+    row["tflop"] = round(sum(flop for flop, _, _ in ledger.costs) / size / 1e12, 3)
+    row["moved_gb"] = round(sum(moved for _, moved, _ in ledger.costs) / size / 1e9, 2)
+    for name, gpu in GPUS.items():
+        fits = ledger.peak() < SHARE * gpu.memory
+        row[name] = round(size / ledger.seconds(gpu), 1) if fits else None
+    return row
+
+
+def _loaded(folder: Path, config: ModelConfig, precision: Precision) -> Callable[[int], Any]:
+    """An annotator of that shape: the forward pass of so many windows, whatever is in them."""
+    (folder / CONFIG).write_text(config.model_dump_json())
+    (folder / WEIGHTS).touch()
+    # Words whole, as a LLaMA's tokenizer has those of a prompt.
+    words = train_tokenizer(
+        [SYSTEM, emotion_question(label_set(config.label_set)), emola.EMOTION_QUESTION], 32000
+    )
+    words.save(str(folder / TOKENIZER))
+    with mock.patch.object(emola, "LandmarkNetwork"):
+        annotator: Any = load_annotator(str(folder), AnnotatorConfig(precision=precision), DEVICE)
+    side = config.vision.image_size  # type: ignore[attr-defined]
+
+    def pixels(count: int) -> Tensor:
+        return torch.empty(count, side, side, 3, dtype=torch.uint8).pin_memory()
+
+    def emo_llama(size: int) -> Any:
+        features = torch.empty(size, FRAMES, annotator.model_config.face_info.global_dim)
+        points = torch.empty(size, FRAMES, 5, 2)
+        given = Pictures(pixels(size * FRAMES), features.pin_memory(), points.pin_memory())
+        prompt = annotator.prompter.emotion(annotator.labels)
+        return annotator.forward(given, prompt, LabelTrie.of(prompt.labels))
+
+    def of_emola(size: int) -> Any:
+        landmarks = torch.empty(size, annotator.config.landmark_dim).pin_memory()
+        return annotator.forward(emola.Faces(pixels(size), landmarks))
+
+    def of_emotion_llama(size: int) -> Any:
+        window = WindowInput({}, np.zeros((FRAMES, 0), np.float32))
+        clips = Clips([FRAMES] * size, None, None, [None] * size)
+        return annotator.forward(emotion_llama.Given([window] * size, pixels(size), clips))
+
+    by_family = {"emola": of_emola, "emotion-llama": of_emotion_llama}
+    return by_family.get(config.family, emo_llama)
+
+
+def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    names = ("system", "precision", "micro_batch", "peak_gb", "tflop", "moved_gb", *GPUS)
+    yield "| " + " | ".join(names) + " |"
+    yield "| " + " | ".join("---" for _ in names) + " |"
+    for row in rows:
+        yield "| " + " | ".join("-" if row[n] is None else f"{row[n]}" for n in names) + " |"
