@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +32,7 @@ from emolake.pipeline.annotators import emola, emotion_llama
 from emolake.pipeline.annotators.base import WindowInput, load_annotator
 from emolake.pipeline.annotators.batches import SHARE
 from emolake.pipeline.annotators.clip_features import Clips
-from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator, Pictures
+from emolake.pipeline.annotators.emo_llama import Pictures
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models import folder as folders
@@ -68,22 +67,20 @@ class Gpu:
     bfloat16: float
 
 
+# The tables of NVIDIA's product pages, as in its datasheets; those that give bfloat16 with sparsity halved.
 GPUS = {
-    # NVIDIA H100 datasheet, SXM; its 1,979 TFLOPS of bfloat16 are with sparsity:
-    # https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
+    # SXM, 1,979 TFLOPS with sparsity: https://www.nvidia.com/en-us/data-center/h100/
     "H100": Gpu(80e9, 3.35e12, 67e12, 989.5e12),
-    # NVIDIA A100 datasheet, 80 GB SXM: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/
-    # a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
+    # 80 GB SXM: https://www.nvidia.com/en-us/data-center/a100/
     "A100": Gpu(80e9, 2.039e12, 19.5e12, 312e12),
-    # NVIDIA L4 datasheet; its 242 TFLOPS of bfloat16 are with sparsity:
-    # https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet
+    # 242 TFLOPS with sparsity: https://www.nvidia.com/en-us/data-center/l4/
     "L4": Gpu(24e9, 300e9, 30.3e12, 121e12),
 }
 
 
 class Ledger(TorchDispatchMode):
-    """Of the device, operator by operator, in bytes: what is held, and the most that was; in FLOP and bytes read
-    and written, what it costs. waits: operators at which the host waits for the device. A `Memory`."""
+    """Of the device, operator by operator: bytes held, and the most that were; costs: FLOP, bytes read and
+    written, and whether in bfloat16; waits: operators at which the host waits for it. A `Memory`."""
 
     def __init__(self, capacity: float = math.inf) -> None:
         super().__init__()
@@ -216,14 +213,14 @@ def on_paper(capacity: float = math.inf) -> Iterator[Ledger]:
     amp = "torch.cuda.amp.common.amp_definitely_not_available"
     with ExitStack() as stack:
         stack.enter_context(_device_guard())
-        stack.enter_context(mock.patch(amp, lambda: False))
-        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_: True))
+        stack.enter_context(mock.patch(amp, return_value=False))
+        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         for module in (folders, emola, emotion_llama):
             stack.enter_context(mock.patch.object(module, "load_network", _unread))
         # A list of the device's is one copy, and not one for each of its numbers.
         as_list = FakeTensor.tolist
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda of: as_list(of.cpu())))
-        stack.enter_context(mock.patch.object(VisionTower, "fuse", lambda _: None))
+        stack.enter_context(mock.patch.object(VisionTower, "fuse"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield stack.enter_context(Ledger(capacity))
 
@@ -273,9 +270,9 @@ def _device_guard() -> Iterator[None]:
 
 
 def paper() -> Iterator[dict[str, Any]]:
-    """A row a system, precision and micro-batch: the peak in GB, a window's TFLOP and GB moved, and windows/s that
-    each GPU cannot exceed, None where it does not hold the batch. Without Emotion-LLaMA's clip encoders, and
-    with nothing said."""
+    """A row a system, precision and micro-batch: the peak in GB, a window's TFLOP and GB moved, and windows/s
+    that each GPU cannot exceed, None where it does not hold the batch. Without Emotion-LLaMA's clip encoders,
+    and with nothing said."""
     systems: list[ModelConfig] = [
         EmoLlamaConfig(face_info=FaceInfoConfig(), trained=False),
         EmolaConfig(trained=False),
@@ -340,7 +337,7 @@ def _loaded(folder: Path, config: ModelConfig, precision: Precision) -> Callable
     return by_family.get(config.family, emo_llama)
 
 
-def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     names = ("system", "precision", "micro_batch", "peak_gb", "tflop", "moved_gb", *GPUS)
     yield "| " + " | ".join(names) + " |"
     yield "| " + " | ".join("---" for _ in names) + " |"

@@ -44,7 +44,7 @@ def declare(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--paper", action="store_true",
-        help="annotate --shape 7b: what a GPU that is not there would hold, compute and move, and its least time",
+        help="annotate --shape 7b: what a GPU that is not there would hold, compute and move",
     )  # fmt: skip
     parser.option("--profile", "FILE", "annotate: append the costliest operators", type=Path)
     parser.calls(run, "emolake bench faces --clips clips/ --json")
@@ -54,10 +54,10 @@ def run(options: Options) -> int:
     if options.paper:
         if (options.name, options.shape) != ("annotate", "7b"):
             raise UserError("--paper goes with annotate --shape 7b")
-        from emolake.jobs.bench.paper import lines, paper
+        from emolake.jobs.bench.paper import paper, table
 
         rows = list(paper())
-        return tell(options, rows, *lines(rows))
+        return tell(options, rows, *table(rows))
     place, on_clips = _BENCHES[options.name]
     module, _, name = place.partition(":")
     entry = getattr(importlib.import_module(f"emolake.jobs.bench.{module}"), name)
