@@ -8,6 +8,7 @@ trie go through the model once, all in one sequence, each seeing the prompt and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,20 @@ class LabelTrie:
         return cls(tuple(rows), tuple(steps))
 
 
+class AsAttended(DynamicCache):
+    """In mixed precision attention reads keys and values in bfloat16, and rotary positions leave them in
+    float32. Held as they are read, a prompt's cache takes half and is cast once."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        kind = key_states.device.type
+        if torch.is_autocast_enabled(kind):
+            used = torch.get_autocast_dtype(kind)
+            key_states, value_states = key_states.to(used), value_states.to(used)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 class SharedPrefix:
     """What the language model makes of the tokens that every prompt begins with: keys and values of
     each layer, computed once and read by every batch."""
@@ -56,16 +71,16 @@ class SharedPrefix:
     def __init__(self, language: LlamaForCausalLM, embeds: Tensor) -> None:
         """embeds: (1, n, D)."""
         self.length = embeds.shape[1]
-        cache = DynamicCache()
+        cache = AsAttended()
         language.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         self._layers: list[tuple[Tensor, Tensor]] = [
             (layer.keys, layer.values)  # type: ignore[union-attr,misc]
             for layer in cache.layers
         ]
 
-    def cache(self, batch: int) -> DynamicCache:
+    def cache(self, batch: int) -> AsAttended:
         """A cache that holds the prefix for `batch` rows, to be read on from."""
-        grown = DynamicCache()
+        grown = AsAttended()
         for index, (keys, values) in enumerate(self._layers):
             shape = (batch, -1, -1, -1)
             grown.update(keys.expand(shape), values.expand(shape), index)
@@ -84,7 +99,7 @@ class Prefill:
         self._like = embeds
         self._length = embeds.shape[1]
         known = prefix.length if prefix is not None else 0
-        self._cache = prefix.cache(len(embeds)) if prefix is not None else DynamicCache()
+        self._cache = prefix.cache(len(embeds)) if prefix is not None else AsAttended()
         out = language(
             inputs_embeds=embeds[:, known:],
             past_key_values=self._cache,

@@ -104,6 +104,16 @@ def test_a_written_answer_waits_by_its_tokens_and_not_by_windows(systems, name: 
     assert waits[1] == waits[2] <= 2 + 3 * (ANSWER - 1)
 
 
+def test_a_prompts_cache_is_held_in_the_type_that_attention_reads(systems) -> None:
+    folder, options = systems["emola"]
+    for precision, held in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        config = AnnotatorConfig(precision=precision, **options)
+        annotator: Any = load_annotator(str(folder), config, "cpu")
+        annotator.annotate(emola_windows(annotator.needs.crops[0], 1))
+        (prefix,) = annotator.language._prefixes.values()
+        assert {part.dtype for layer in prefix._layers for part in layer} == {held}
+
+
 def test_what_waits_is_seen() -> None:
     with on_paper() as ledger:
         here, there = torch.zeros(3), torch.zeros(3, device=DEVICE)
