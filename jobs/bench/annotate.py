@@ -185,7 +185,7 @@ def _written(annotator: Any, windows: list[Any], **how: Any) -> list[str]:
 
     prompt = annotator.prompter.emotion(annotator.labels)
     with computing(annotator.options.precision, annotator.device):
-        embeds = annotator.embeds(annotator.prepared(windows), prompt)
+        embeds = annotator.embeds(annotator.prepared(windows).on(annotator.device), prompt)
         ids = annotator.network.language.generate(
             inputs_embeds=embeds,
             attention_mask=embeds.new_ones(embeds.shape[:2]).long(),
@@ -210,7 +210,7 @@ def _work(annotator: Any, windows: list[Any]) -> tuple[float, float]:
     with FlopCounterMode(display=False) as counter:
         annotator.forward(given, prompt, LabelTrie.of(prompt.labels))
     with torch.inference_mode(), computing(annotator.options.precision, annotator.device):
-        length = annotator.embeds(given, prompt).shape[1]
+        length = annotator.embeds(given.on(annotator.device), prompt).shape[1]
     return counter.get_total_flops() / len(windows), float(length)
 
 

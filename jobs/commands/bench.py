@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser
+from emolake.pipeline.errors import UserError
 
 _BENCHES = {
     "faces": ("faces:bench_faces", True),
@@ -41,11 +42,22 @@ def declare(parser: Parser) -> None:
         "--shape", choices=("tiny", "100m", "7b"),
         help="annotate: the embedded model, or random weights of that size (default: tiny, 100m)",
     )  # fmt: skip
+    parser.add_argument(
+        "--paper", action="store_true",
+        help="annotate --shape 7b: what a GPU that is not there would hold, compute and move",
+    )  # fmt: skip
     parser.option("--profile", "FILE", "annotate: append the costliest operators", type=Path)
     parser.calls(run, "emolake bench faces --clips clips/ --json")
 
 
 def run(options: Options) -> int:
+    if options.paper:
+        if (options.name, options.shape) != ("annotate", "7b"):
+            raise UserError("--paper goes with annotate --shape 7b")
+        from emolake.jobs.bench.paper import paper, table
+
+        rows = list(paper())
+        return tell(options, rows, *table(rows))
     place, on_clips = _BENCHES[options.name]
     module, _, name = place.partition(":")
     entry = getattr(importlib.import_module(f"emolake.jobs.bench.{module}"), name)

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 CPU_SIZE = 16
 LARGEST = 128
 _OFTEN, _GRAPHS = 2, 4
-_SHARE = 0.85
+SHARE = 0.85
 """Of the device's memory; what is left is for fragments and for whoever shares it."""
 
 
@@ -140,7 +140,7 @@ class MicroBatches:
         if self._memory is None or last < self.size:
             return False
         twice = self._held + 2 * (self._memory.peak() - self._held)
-        if self.size < LARGEST and twice < _SHARE * self._memory.total():
+        if self.size < LARGEST and twice < SHARE * self._memory.total():
             return True
         self._memory = None
         return False

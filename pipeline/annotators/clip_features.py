@@ -32,12 +32,13 @@ Clip = tuple[list[bytes], list[bytes], NDArray[np.int16] | None]
 @dataclass(frozen=True)
 class Clips:
     """What can be made ready without the device. counts: faces of each clip; faces (N, S, S, 3) and frames
-    (B * F, S, S, 3) uint8 of all of them, None where nobody reads them."""
+    (B * F, S, S, 3) uint8 of all of them, None where nobody reads them; sounds (n,) int16, None where there
+    is too little."""
 
     counts: list[int]
     faces: Tensor | None
     frames: Tensor | None
-    sounds: list[NDArray[np.int16] | None]
+    sounds: list[Tensor | None]
 
 
 class ClipEncoders:
@@ -64,7 +65,7 @@ class ClipEncoders:
             counts=[len(of_clip) for of_clip, _, _ in clips],
             faces=None if self._face.model is None else self._face.decoded(faces),
             frames=None if self._clip.model is None else self._clip.decoded(chosen),
-            sounds=[sound for _, _, sound in clips],
+            sounds=[self._heard(sound) for _, _, sound in clips],
         )
 
     def _spread(self, count: int) -> list[int]:
@@ -74,6 +75,11 @@ class ClipEncoders:
         wanted: int = self._clip.model.config.num_frames
         chosen: list[int] = np.linspace(0, count - 1, wanted).round().astype(int).tolist()
         return chosen
+
+    def _heard(self, sound: NDArray[np.int16] | None) -> Tensor | None:
+        if self._audio.model is None or sound is None or len(sound) < _FEWEST_SAMPLES:
+            return None
+        return for_device(sound, self.device)
 
     @torch.inference_mode()
     def __call__(self, clips: Clips) -> Tensor:
@@ -94,13 +100,12 @@ class ClipEncoders:
         hidden: Tensor = self._clip.model(pixel_values=pixels).last_hidden_state
         return hidden.mean(1).float()
 
-    def _of_sound(self, sound: NDArray[np.int16] | None) -> Tensor:
-        model = self._audio.model
-        if model is None or sound is None or len(sound) < _FEWEST_SAMPLES:
+    def _of_sound(self, sound: Tensor | None) -> Tensor:
+        if sound is None:
             return self._nothing(1)[0]
-        wave = torch.from_numpy(sound.astype(np.float32) / 32768).to(self.device)
+        wave = sound.to(self.device, non_blocking=True).float() / 32768
         wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        hidden = model(wave[None], output_hidden_states=True).hidden_states
+        hidden = self._audio.model(wave[None], output_hidden_states=True).hidden_states
         return torch.stack(hidden[-_LAYERS:]).sum(0)[0].mean(0).float()
 
     def _nothing(self, count: int) -> Tensor:
@@ -145,6 +150,11 @@ class _Encoder:
                 f"annotator.{option} {folder} gives {found} values, the model reads {dim}"
             )
         self.model = self.model.to(device).eval()
+        if (
+            kind == "VideoMAEModel"
+        ):  # its positions are no buffer: they would travel with every batch
+            places = self.model.embeddings
+            places.position_embeddings = places.position_embeddings.to(device)
         # ImageNet's statistics, as both MAEs were trained.
         self._normalise = Normaliser([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], device)
         self._device = device

@@ -26,6 +26,7 @@ from emolake.pipeline.models.folder import LoadedModel, load_model
 from emolake.pipeline.models.precision import computing
 from emolake.pipeline.models.prompts import IMAGE_TOKEN, PromptTokens, Told
 from emolake.pipeline.models.scoring import LabelTrie
+from emolake.pipeline.models.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Pictures:
 
     def mirrored(self) -> Self:
         """The same faces in a mirror."""
-        points = self.landmarks[:, :, list(MIRRORED_POINTS)] * self.landmarks.new_tensor([-1, 1])
-        return replace(
-            self, pixels=self.pixels.flip(2), landmarks=points + points.new_tensor([1, 0])
-        )
+        points = torch.stack([self.landmarks[:, :, k] for k in MIRRORED_POINTS], dim=2)
+        points[..., 0] = 1 - points[..., 0]
+        return replace(self, pixels=self.pixels.flip(2), landmarks=points)
+
+    def on(self, device: torch.device) -> Self:
+        parts = (self.pixels, self.features, self.landmarks)
+        return type(self)(*(part.to(device, non_blocking=True) for part in parts))
 
 
 class EmoLlamaAnnotator:
@@ -123,6 +127,7 @@ class EmoLlamaAnnotator:
 
     def _told_of(self, given: Pictures, prompt: PromptTokens, trie: LabelTrie) -> list[Annotation]:
         beginning = prompt.ids[: prompt.ids.index(IMAGE_TOKEN)]
+        given = given.on(self.device)
         prefill = self.language.read(beginning, self.embeds(given, prompt))
         temperature = self.model_config.temperature
         scores = self.language.scores(prefill, trie, temperature)
@@ -145,14 +150,11 @@ class EmoLlamaAnnotator:
     def embeds(self, given: Pictures, prompt: PromptTokens) -> Tensor:
         """(B, S, D): prompts of windows of equal length with their visual tokens in place."""
         batch, frames = given.features.shape[:2]
-        question = torch.tensor(prompt.question, device=self.device)
+        question = sent(torch.tensor(prompt.question), self.device)
         encoded = self.encode(self._pixels(given.pixels), question)
         tokens = encoded.frame_tokens.unflatten(0, (batch, frames))
-        features, landmarks = (
-            part.to(self.device, non_blocking=True) for part in (given.features, given.landmarks)
-        )
-        visual = self.network.visual_tokens(tokens, features, landmarks)
-        return self.network.splice(torch.tensor(prompt.ids, device=self.device), visual)
+        visual = self.network.visual_tokens(tokens, given.features, given.landmarks)
+        return self.network.splice(prompt.ids, visual)
 
     def _pixels(self, pictures: Tensor) -> Tensor:
         """(N, 3, S, S) float32, normalised; gray in three equal channels where so configured."""

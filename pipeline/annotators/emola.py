@@ -105,9 +105,8 @@ class EmolaAnnotator:
         return made
 
     def _read(self, prompt: tuple[int, ...], visual: Tensor) -> Prefill:
-        ids = torch.tensor(prompt, device=self.device)
         beginning = prompt[: prompt.index(IMAGE_TOKEN)]
-        return self.language.read(beginning, self.network.splice(ids, visual))
+        return self.language.read(beginning, self.network.splice(prompt, visual))
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """LLaVA's v1 template with EmoLA's order: the question, then the picture."""

@@ -24,6 +24,7 @@ from emolake.pipeline.models.emotion_llama import EmotionLlama
 from emolake.pipeline.models.folder import load_network, read_prompter
 from emolake.pipeline.models.precision import computing
 from emolake.pipeline.models.scoring import LabelTrie, Prefill
+from emolake.pipeline.models.transfer import sent
 
 _BEFORE = "[INST] <video>"
 _BETWEEN = "</video> <feature>"
@@ -139,7 +140,7 @@ class EmotionLlamaAnnotator:
         return made
 
     def _read(self, batch: Sequence[WindowInput], task: str, tokens: Tensor) -> Prefill:
-        after = torch.stack([self._ids(self._after(window, task)) for window in batch])
+        after = self._ids([self._after(window, task) for window in batch])
         embeds = self.network.splice(self._ids(self._before), self._between, after, tokens)
         return self.language.read(self._before, embeds)
 
@@ -155,8 +156,8 @@ class EmotionLlamaAnnotator:
             *self.prompter.encode(f" {task} [/INST]"),
         )
 
-    def _ids(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, device=self.device)
+    def _ids(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return sent(torch.tensor(ids), self.device)
 
 
 def _absent(window: WindowInput) -> list[str]:

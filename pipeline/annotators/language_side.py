@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -44,12 +46,11 @@ class LanguageSide:
     def scores(self, prefill: Prefill, trie: LabelTrie, temperature: float) -> list[list[float]]:
         """Probability of each label for each row. ValueError where one is no number: what went in was
         none, and a row must not say that it was."""
-        told = prefill.label_log_probabilities(trie, temperature).exp()
-        if not bool(told.isfinite().all()):
+        rows: list[list[float]] = prefill.label_log_probabilities(trie, temperature).exp().tolist()
+        if not all(math.isfinite(score) for row in rows for score in row):
             raise ValueError(
                 "the model gives scores that are no numbers; its input holds some, or overflows"
             )
-        rows: list[list[float]] = told.tolist()
         return rows
 
     def written(self, prefill: Prefill) -> list[str]:

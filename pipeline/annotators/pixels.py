@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emolake.pipeline.models.transfer import pinned
+
 
 def for_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """On its way: pinned where the device is a GPU, so that the transfer waits for nobody."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    """On its way, as `pinned` has it."""
+    return pinned(torch.from_numpy(array), device)
 
 
 def on_device(pictures: Tensor, device: torch.device) -> Tensor:

@@ -119,7 +119,7 @@ class EmoLlama(nn.Module):
                 else:
                     module.activation_checkpointing_disable()
 
-    def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+    def splice(self, prompt_ids: Tensor | tuple[int, ...], visual_tokens: Tensor) -> Tensor:
         """prompt_ids (m,) or (B, m) with one IMAGE_TOKEN each, visual_tokens (B, v, D) ->
         (B, m - 1 + v, D)."""
         return spliced(self.language, prompt_ids, visual_tokens)

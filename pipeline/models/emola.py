@@ -46,7 +46,7 @@ class Emola(nn.Module):
         patches = self.image_projection(self.vision(pixel_values))
         return torch.cat([patches, self.landmark_token(landmark_features)], dim=1)
 
-    def splice(self, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+    def splice(self, prompt_ids: Tensor | tuple[int, ...], visual_tokens: Tensor) -> Tensor:
         """prompt_ids (m,) with one IMAGE_TOKEN, visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
         return spliced(self.language, prompt_ids, visual_tokens)
 

@@ -8,23 +8,29 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from emolake.pipeline.models.config import LanguageConfig
 from emolake.pipeline.models.prompts import IMAGE_TOKEN
+from emolake.pipeline.models.transfer import sent
 
 
 def causal_language(config: LanguageConfig, attention: str) -> LlamaForCausalLM:
     return LlamaForCausalLM(_llama_config(config, attention))
 
 
-def spliced(language: LlamaForCausalLM, prompt_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+def spliced(
+    language: LlamaForCausalLM, prompt_ids: Tensor | tuple[int, ...], visual_tokens: Tensor
+) -> Tensor:
     """prompt_ids (m,), or (B, m) with the placeholder in one place, each with one IMAGE_TOKEN;
-    visual_tokens (B, v, D) -> (B, m - 1 + v, D)."""
-    rows = prompt_ids.reshape(-1, prompt_ids.shape[-1])
-    (at,) = torch.nonzero(rows[0] == IMAGE_TOKEN, as_tuple=True)
-    if len(at) != 1:
-        raise ValueError(f"a prompt needs exactly one image placeholder, this has {len(at)}")
+    visual_tokens (B, v, D) -> (B, m - 1 + v, D). A tuple spares the host a look at the device."""
+    rows = torch.atleast_2d(torch.as_tensor(prompt_ids))
+    first = prompt_ids if isinstance(prompt_ids, tuple) else rows[0].tolist()
+    if first.count(IMAGE_TOKEN) != 1:
+        raise ValueError(
+            f"a prompt needs exactly one image placeholder, this has {first.count(IMAGE_TOKEN)}"
+        )
     embed = language.get_input_embeddings()
-    batch = len(visual_tokens)
-    before = embed(rows[:, : int(at)]).expand(batch, -1, -1)
-    after = embed(rows[:, int(at) + 1 :]).expand(batch, -1, -1)
+    batch, place = len(visual_tokens), first.index(IMAGE_TOKEN)
+    rows = sent(rows, visual_tokens.device)
+    before = embed(rows[:, :place]).expand(batch, -1, -1)
+    after = embed(rows[:, place + 1 :]).expand(batch, -1, -1)
     return torch.cat([before, visual_tokens.to(before.dtype), after], dim=1)
 
 

@@ -8,10 +8,13 @@ trie go through the model once, all in one sequence, each seeing the prompt and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
+
+from emolake.pipeline.models.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,20 @@ class LabelTrie:
         return cls(tuple(rows), tuple(steps))
 
 
+class AsAttended(DynamicCache):
+    """In mixed precision attention reads keys and values in bfloat16, and rotary positions leave them in
+    float32. Held as they are read, a prompt's cache takes half and is cast once."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        kind = key_states.device.type
+        if torch.is_autocast_enabled(kind):
+            used = torch.get_autocast_dtype(kind)
+            key_states, value_states = key_states.to(used), value_states.to(used)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 class SharedPrefix:
     """What the language model makes of the tokens that every prompt begins with: keys and values of
     each layer, computed once and read by every batch."""
@@ -54,16 +71,16 @@ class SharedPrefix:
     def __init__(self, language: LlamaForCausalLM, embeds: Tensor) -> None:
         """embeds: (1, n, D)."""
         self.length = embeds.shape[1]
-        cache = DynamicCache()
+        cache = AsAttended()
         language.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         self._layers: list[tuple[Tensor, Tensor]] = [
             (layer.keys, layer.values)  # type: ignore[union-attr,misc]
             for layer in cache.layers
         ]
 
-    def cache(self, batch: int) -> DynamicCache:
+    def cache(self, batch: int) -> AsAttended:
         """A cache that holds the prefix for `batch` rows, to be read on from."""
-        grown = DynamicCache()
+        grown = AsAttended()
         for index, (keys, values) in enumerate(self._layers):
             shape = (batch, -1, -1, -1)
             grown.update(keys.expand(shape), values.expand(shape), index)
@@ -82,7 +99,7 @@ class Prefill:
         self._like = embeds
         self._length = embeds.shape[1]
         known = prefix.length if prefix is not None else 0
-        self._cache = prefix.cache(len(embeds)) if prefix is not None else DynamicCache()
+        self._cache = prefix.cache(len(embeds)) if prefix is not None else AsAttended()
         out = language(
             inputs_embeds=embeds[:, known:],
             past_key_values=self._cache,
@@ -158,12 +175,10 @@ def sequence_log_probabilities(
 def _of_paths(table: Tensor, trie: LabelTrie) -> Tensor:
     """(B, L) sums along each label's path; table: (B, 1 + N, V) log-probabilities of what follows, row 0
     the prompt's end, row 1 + i inner node i."""
-    columns = []
-    for path in trie.steps:
-        nodes = torch.tensor([node + 1 for node, _ in path], device=table.device)
-        ids = torch.tensor([token for _, token in path], device=table.device)
-        columns.append(table[:, nodes, ids].sum(1))
-    return torch.stack(columns, dim=1)
+    steps = [(node + 1, token) for path in trie.steps for node, token in path]
+    nodes, ids = sent(torch.tensor(steps).T.contiguous(), table.device)
+    each = table[:, nodes, ids].split([len(path) for path in trie.steps], dim=1)
+    return torch.stack([path.sum(1) for path in each], dim=1)
 
 
 def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,9 +192,9 @@ def _tree(trie: LabelTrie, batch: int, prompt: int, like: Tensor) -> tuple[Tenso
             depth[node] = depth[parent] + 1
     mask = torch.zeros(count, prompt + count, dtype=like.dtype)
     mask[:, prompt:].masked_fill_(~sees, torch.finfo(torch.bfloat16).min)  # of any type
-    tokens = torch.tensor([token for token, _ in trie.inner]).expand(batch, -1)
+    tokens = torch.tensor([token for token, _ in trie.inner])
     return (
-        tokens.to(like.device),
-        mask.expand(batch, 1, -1, -1).to(like.device),
-        depth.to(like.device),
+        sent(tokens, like.device).expand(batch, -1),
+        sent(mask, like.device).expand(batch, 1, -1, -1),
+        sent(depth, like.device),
     )

@@ -71,7 +71,7 @@ class TextModel:
     @torch.inference_mode()
     def score(self, prompts: list[str], answers: Sequence[str]) -> Tensor:
         """(P, A) float32 log-probability of each answer after each prompt."""
-        return torch.stack([self._scored(one, answers) for one in prompts])
+        return torch.stack([self._scored(one, answers) for one in prompts]).cpu()
 
     def _scored(self, asked: str, answers: Sequence[str]) -> Tensor:
         rows = [self._ids(answer) for answer in answers]
@@ -102,4 +102,4 @@ def _log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """(A, S, V) and (A, S) with _IGNORED -> (A,): sum over the tokens that count."""
     told = logits.float().log_softmax(-1)
     each = told.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    return (each * (labels != _IGNORED)).sum(-1).cpu()
+    return (each * (labels != _IGNORED)).sum(-1)
