@@ -4,15 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import ray
 from ray.cluster_utils import Cluster
+from ray.data._internal.logical.optimizers import get_execution_plan
 
 from emolake.jobs.graph import flow
-from emolake.jobs.graph.flow import Pool, pools_for, segments_that_fit
+from emolake.jobs.graph.flow import TASK_CPUS, Pool, pools_for, segments_that_fit
+from emolake.jobs.graph.labelled import running_ray
 from emolake.pipeline.config import Config, DecodeConfig, ResourcesConfig
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, Needs
+from emolake.pipeline.storage.files import Storage
 from tests.conftest import Emolake, read_rows
 
 
@@ -149,6 +154,19 @@ def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
     short = Config(decode=DecodeConfig(segment_seconds=30))
     assert segments_that_fit(50e6, short, large) == 5
     assert segments_that_fit(50e6, Config(), Needs(transcript=True)) == 16
+
+
+def test_no_stage_beside_the_pools_asks_for_a_whole_cpu() -> None:
+    asked = ResourcesConfig(face_actors=1)
+    with running_ray(asked):
+        pools = flow.pool_sizes(asked)
+        settings = flow.face_settings(Config(), Needs(), Storage(), network=False)
+        found = flow.faces_found(ray.data.from_arrow(pa.table({"uri": ["a"]})), settings, pools, 2)
+        plan, _ = get_execution_plan(found._logical_plan)
+        stages = plan.dag.post_order_iter()
+        wants = {stage.name: getattr(stage, "_ray_remote_args", {}) for stage in stages}
+    assert [of.get("num_cpus", 0) for of in wants.values()] == [0, TASK_CPUS, 1], wants
+    assert list(wants)[1].startswith("MapBatches(plan_segments)->StreamingRepartition")
 
 
 _LISTENING = """
