@@ -1,5 +1,6 @@
 """What is said on paper of a GPU: whose tensors are where, what waits, what is held. No GPU is needed."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from emolake.jobs.bench.paper import DEVICE, GPUS, Ledger, on_paper, pretended
+from emolake.jobs.cli import main
 from emolake.pipeline.annotators.base import load_annotator
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator
@@ -181,3 +183,17 @@ def test_a_pretended_gpu_runs_out_and_the_batch_grows_to_what_it_holds() -> None
             torch.empty(900 * 512 + 1, dtype=torch.uint8, device=DEVICE)
         del weights
         assert ledger.held == 0
+
+
+def test_the_command_prints_the_table_and_goes_with_the_7b_shape_alone(monkeypatch, capsys) -> None:
+    row = {"system": "s", "precision": "bfloat16", "micro_batch": 64, "peak_gb": 70.5, "tflop": 5.1}
+    rows = [row | {"moved_gb": 16.3, "H100": 117.0, "A100": 45.9, "L4": None}]
+    monkeypatch.setattr("emolake.jobs.bench.paper.paper", lambda: iter(rows))
+    asked = ["bench", "annotate", "--shape", "7b", "--paper"]
+    assert main(asked) == 0
+    assert "| s | bfloat16 | 64 | 70.5 | 5.1 | 16.3 | 117.0 | 45.9 | - |" in capsys.readouterr().out
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows
+    for other in (["bench", "annotate", "--paper"], ["bench", "faces", "--shape", "7b", "--paper"]):
+        assert main(other) == 2
+        assert "--paper goes with annotate --shape 7b" in capsys.readouterr().err
