@@ -139,7 +139,7 @@ def _annotate(
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
 
-    from emolake.jobs.graph.flow import annotated, held_by, pool_sizes, start_ray
+    from emolake.jobs.graph.flow import Held, annotated, pool_sizes, start_ray
     from emolake.jobs.graph.metrics import RunMetrics
 
     alone = not ray.is_initialized()
@@ -149,7 +149,7 @@ def _annotate(
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
     try:
         on_device = computes_here(setting.models, setting.config)
-        pools = pool_sizes(setting.config.resources, on_device=on_device)
+        pools = pool_sizes(setting.config.resources, progress.say, on_device=on_device)
         tally = progress.tally
         tally.workers = {"faces": pools.faces.first, "annotate": pools.annotate.first}
         record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
@@ -158,14 +158,15 @@ def _annotate(
         # Before the first row: those of a run that is killed have a record as well.
         write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
         metrics = RunMetrics(run.run_id)
-        began = asked = time.monotonic()
+        held, looked = Held(pools), time.monotonic()
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
             metrics.add(row, tally)
-            if time.monotonic() - asked > _POOLS_EVERY_S:
-                asked = time.monotonic()
-                tally.workers = held_by(pools, asked - began).workers
-        held = held_by(pools, time.monotonic() - began)
+            if time.monotonic() - looked > _POOLS_EVERY_S:
+                looked = time.monotonic()
+                held.look()
+                tally.workers = held.workers
+        held.look()
         tally.workers = held.workers
         tally.cpu_seconds, tally.gpu_seconds = held.cpu_seconds, held.gpu_seconds
     except ray.exceptions.RayError as error:

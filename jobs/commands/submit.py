@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,9 @@ def run(options: Options) -> int:
             print_json({"submission_id": job, "status": "PENDING", "exit_code": None})
         return 0
     try:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # which asyncio replaces by its own
         asyncio.run(_follow(client, job, sys.stderr if options.json else sys.stdout))
     except KeyboardInterrupt:
         print(f"{job} goes on; stop it with: ray job stop {job}", file=sys.stderr)
@@ -142,7 +146,7 @@ def _changed(
     """Dotted keys that differ from the defaults."""
     out: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and isinstance(default[name], Mapping):
             out += _changed(value, default[name], f"{prefix}{name}.")
         elif value != default[name]:
             out.append((prefix + name, value))

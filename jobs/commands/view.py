@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import importlib.util
+import signal
 import sys
 import tempfile
 import webbrowser
@@ -78,6 +79,9 @@ def run(options: Options) -> int:
         if not options.no_browser:
             page = "/review" if options.queue else "/"
             _open(folder / "open.html", f"{address}{page}?token={viewer.token}")
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # which asyncio replaces by its own
         try:
             asyncio.run(viewer.serve(sock))
         except KeyboardInterrupt:

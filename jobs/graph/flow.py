@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ _SHARE_AT_FIRST = (
     0.75  # of what face actors could take, where annotation on CPUs has to find its own share
 )
 _FACES_PER_TASK = 4
-_FACES_OF_A_CLUSTER = 16  # at least, in the end, where nobody knows how far it grows
+_OF_A_CLUSTER = 16  # at least, in the end, where nobody knows how far it grows
 _VIDEOS_PER_BLOCK = 32
 _MOST_SEGMENTS_PER_CALL = 16
 _SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
@@ -65,8 +65,7 @@ def start_ray(resources: ResourcesConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        with _without_its_first_word():
-            ray.init(**quiet)
+        ray.init(**quiet)
         check_nodes()
     else:
         faces = _held(resources.face_actors, _default_faces(_cores()))
@@ -132,6 +131,11 @@ class Pool:
             return cls(fits, 1, None) if follows else cls(fits, fits, fits)
         return cls(_held(size, fits), size.min, size.max)
 
+    @property
+    def foreseen(self) -> int:
+        """About how many they become."""
+        return self.most or max(self.first, _OF_A_CLUSTER)
+
     def strategy(self) -> ActorPoolStrategy:
         return ActorPoolStrategy(
             min_size=self.least,
@@ -157,11 +161,11 @@ class Pools:
     face_gpus: float = 0.0
     annotation_cpus: float = _CPU_ANNOTATION_CPUS
 
-    def refuse_more_than(self, cpus: float, gpus: float) -> None:
-        """UserError where a cluster of so many CPUs and GPUs will never hold the pools: Ray would wait for
-        more without a word."""
+    def shortage(self, cpus: float, gpus: float) -> str | None:
+        """The sum, where a cluster of so many CPUs and GPUs does not hold the pools: Ray would wait for more
+        without a word."""
         for kind, has, of_face, of_annotation, tasks in (
-            ("CPUs", cpus, 1.0, self.annotation_cpus, _SPARE_CPUS),
+            ("CPUs", cpus, 1.0, self.annotation_cpus, TASK_CPUS),
             ("GPUs", gpus, self.face_gpus, self.gpus, 0),
         ):
             terms = (
@@ -172,23 +176,29 @@ class Pools:
             wants = sum(number * each for number, _, each in terms)
             if wants > has + 1e-6:
                 told = " + ".join(f"{n} {what} x {each:g}" for n, what, each in terms if each)
-                raise UserError(
-                    f"the pools want {wants:g} {kind} ({told}), and this cluster has {has:g}; ask for fewer "
-                    "with resources.face_actors and resources.annotation_actors, or for what there is, from "
-                    "1 to 8, by '{min: 1, max: 8}'"
-                )
+                return f"the pools want {wants:g} {kind} ({told}), and this cluster has {has:g}"
+        return None
 
 
-def pool_sizes(resources: ResourcesConfig, *, on_device: bool = True) -> Pools:
+def pool_sizes(
+    resources: ResourcesConfig, say: Callable[[str], None] | None = None, *, on_device: bool = True
+) -> Pools:
     """The pools for the Ray that is running. on_device: whether the annotation stage computes there; unless
-    GPUs are asked for, it leaves them to others where it does not. UserError where they can never be had."""
+    GPUs are asked for, it leaves them to others where it does not. What cannot be had yet is said; what never
+    can is a UserError."""
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     joined = bool(os.environ.get("RAY_ADDRESS"))
     faces = int(cpus) if joined else _default_faces(_cores())
-    pools = pools_for(resources, cpus, gpus if on_device else 0.0, faces, follows=joined)
-    if not (joined and _may_grow(cpus)):
-        pools.refuse_more_than(cpus, gpus)
+    pools = pools_for(resources, cpus, gpus, faces, follows=joined, on_device=on_device)
+    if shortage := pools.shortage(cpus, gpus):
+        if not (joined and _may_grow(cpus)):
+            raise UserError(
+                f"{shortage}; ask for fewer with resources.face_actors and resources.annotation_actors, or "
+                'for what there is, from 1 to 8, by {"min": 1, "max": 8}'
+            )
+        if say is not None:
+            say(f"{shortage}: the run waits until it grows")
     return pools
 
 
@@ -199,65 +209,82 @@ def _may_grow(cpus: float) -> bool:
     return not cpus or "RAY_CLUSTER_NAME" in os.environ or launched.exists()
 
 
-@dataclass(frozen=True)
 class Held:
-    """What a run's pools took until now, busy or not. workers: actors of each pool, on average."""
+    """What a run's pools take, busy or not, from now on; `look` now and then."""
 
-    workers: dict[str, int]
-    cpu_seconds: float
-    gpu_seconds: float
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+        self._began = self._looked = time.monotonic()
+        self._seconds = {"faces": 0.0, "annotate": 0.0}
+
+    def look(self) -> None:
+        now = time.monotonic()
+        for name, pool, kind in (
+            ("faces", self._pools.faces, FaceActor),
+            ("annotate", self._pools.annotate, AnnotationActor),
+        ):
+            count = pool.first if pool.least == pool.most else _actors_of(kind)
+            self._seconds[name] += (now - self._looked) * count
+        self._looked = now
+
+    @property
+    def workers(self) -> dict[str, int]:
+        """Actors of each pool, on average."""
+        elapsed = max(self._looked - self._began, 1e-9)
+        return {name: max(1, round(spent / elapsed)) for name, spent in self._seconds.items()}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The driver and the tasks count as one CPU."""
+        faces, annotate = self._seconds.values()
+        return self._looked - self._began + faces + annotate * self._pools.annotation_cpus
+
+    @property
+    def gpu_seconds(self) -> float:
+        faces, annotate = self._seconds.values()
+        return faces * self._pools.face_gpus + annotate * self._pools.gpus
 
 
-def held_by(pools: Pools, seconds: float) -> Held:
-    """By Ray's own table of this job's actors, some seconds after it began; the driver and the tasks count as
-    one CPU."""
-    faces, of_faces = _alive(pools.faces, FaceActor)
-    annotate, of_annotate = _alive(pools.annotate, AnnotationActor)
-    return Held(
-        {"faces": of_faces, "annotate": of_annotate},
-        seconds + faces + annotate * pools.annotation_cpus,
-        faces * pools.face_gpus + annotate * pools.gpus,
+def _actors_of(kind: type) -> int:
+    """Of this job, by Ray's own table: those that work, and those that load a model on a node of theirs."""
+    job = ray.get_runtime_context().get_job_id()
+    return sum(
+        kind.__name__ in actor["ActorClassName"]
+        and actor["JobID"] == job
+        and actor["State"] in ("ALIVE", "PENDING_CREATION")
+        and bool(actor["Pid"])
+        for actor in ray_state.actors().values()
     )
 
 
-def _alive(pool: Pool, kind: type) -> tuple[float, int]:
-    """Seconds that its actors were alive, all together, and how many there were on average."""
-    job, now = ray.get_runtime_context().get_job_id(), 1000 * time.time()
-    spans = [
-        (actor["StartTime"], actor["EndTime"] or now)
-        for actor in ray_state.actors().values()
-        if actor["JobID"] == job and kind.__name__ in actor["ActorClassName"] and actor["StartTime"]
-    ]
-    alive = sum(end - start for start, end in spans)
-    if pool.least == pool.most or not spans:
-        return alive / 1000, pool.first
-    since = max(now - min(start for start, _ in spans), 1)
-    return alive / 1000, max(1, round(alive / since))
-
-
 def pools_for(
-    resources: ResourcesConfig, cpus: float, gpus: float, faces: int, *, follows: bool = False
-) -> Pools:
+    resources: ResourcesConfig, cpus: float, gpus: float, faces: int, *,
+    follows: bool = False, on_device: bool = True,
+) -> Pools:  # fmt: skip
     """Pools that fit into so many CPUs and GPUs together with the tasks between them, as far as `resources`
     leaves that open; faces: so many at most. follows: whether those that it leaves open grow and shrink with
     the cluster."""
     each, face_gpus = resources.gpus_per_annotation_actor, resources.gpus_per_face_actor
     if each is None:
-        each = 1.0 if gpus >= 1 else 0.0
+        each = 1.0 if on_device and gpus >= 1 else 0.0
     for_faces = face_gpus * _held(resources.face_actors, 1)
     fits = max(1, int((gpus - for_faces) / each + 1e-6)) if each else 1
-    annotate = Pool.of(resources.annotation_actors, fits, follows=follows)
-    if face_gpus:
-        faces = min(faces, int((gpus - annotate.first * each) / face_gpus + 1e-6))
+    least = resources.face_actors.min if resources.face_actors else 1
     # A GPU's actor prepares batches on a core of its own, where the face stage can spare one.
     for annotation_cpus in (
         (1.0, _CPU_ANNOTATION_CPUS, TASK_CPUS) if each else (_CPU_ANNOTATION_CPUS,)
     ):
-        left = cpus - _SPARE_CPUS - annotate.first * annotation_cpus
-        if left >= (resources.face_actors.min if resources.face_actors else 1):
+        first = _held(resources.annotation_actors, fits)
+        if not cpus or cpus - _SPARE_CPUS - first * annotation_cpus >= least:
             break
+    else:
+        fits = max(1, min(fits, int((cpus - TASK_CPUS - least) / annotation_cpus + 1e-6)))
+    annotate = Pool.of(resources.annotation_actors, fits, follows=follows)
+    left = cpus - _SPARE_CPUS - annotate.first * annotation_cpus
     if not each and annotate.most != annotate.first:
         left *= _SHARE_AT_FIRST
+    if face_gpus:
+        faces = min(faces, int((gpus - annotate.first * each) / face_gpus + 1e-6))
     face = Pool.of(resources.face_actors, max(1, min(faces, int(left))), follows=follows)
     return Pools(face, annotate, each, face_gpus, annotation_cpus)
 
@@ -278,7 +305,7 @@ def annotated(
     settings = face_settings(
         config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
-    dataset = faces_found(_videos(plan.todo, pools.faces.first), settings, pools)
+    dataset = faces_found(_videos(plan.todo, pools.faces.foreseen), settings, pools)
     dataset = annotations_made(
         dataset,
         config,
@@ -380,8 +407,7 @@ def annotations_made(
 def _tasks_beside(pools: Pools) -> TaskPoolStrategy:
     """So many tasks at a time. They are short, and each worker of theirs starts with seconds of imports:
     by the sliver of a CPU that they ask for, Ray would start tens, before the first face is looked for."""
-    faces = pools.faces.most or max(pools.faces.first, _FACES_OF_A_CLUSTER)
-    return TaskPoolStrategy(size=-(-faces // _FACES_PER_TASK))
+    return TaskPoolStrategy(size=-(-pools.faces.foreseen // _FACES_PER_TASK))
 
 
 def _segments_per_call(setting: Setting, pools: Pools) -> int:

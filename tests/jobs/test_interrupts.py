@@ -8,7 +8,7 @@ import time
 import pytest
 
 _COMMAND = """
-import os, signal, threading, time
+import ctypes, os, signal, threading
 from types import SimpleNamespace
 from emolake.jobs import cli, interrupts
 
@@ -34,6 +34,15 @@ def hangs(options):
             except KeyboardInterrupt:
                 pass
 
+def hangs_in_a_library(options):
+    interrupts._ENDS_WITHIN_S = 1.5
+    try:
+        print("goes on", flush=True)
+        threading.Event().wait()
+    finally:
+        while ctypes.CDLL(None).sleep(600):
+            pass
+
 cli.make_parser = lambda _: SimpleNamespace(parse_args=lambda _: SimpleNamespace(run={what}))
 cli.run()
 """
@@ -58,8 +67,9 @@ def test_an_interrupt_that_no_caller_can_take_comes_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_command_that_cannot_end_is_ended(how: signal.Signals) -> None:
-    process = command("hangs", how.name)
+@pytest.mark.parametrize("what", ["hangs", "hangs_in_a_library"])
+def test_a_command_that_cannot_end_is_ended(what: str, how: signal.Signals) -> None:
+    process = command(what, how.name)
     assert process.stdout is not None
     assert process.stdout.readline() == "goes on\n"
     process.send_signal(how)
@@ -68,3 +78,14 @@ def test_a_command_that_cannot_end_is_ended(how: signal.Signals) -> None:
     assert time.monotonic() - began > 1, "it had its time"
     assert process.returncode == 130
     assert "resumes" in error
+
+
+@pytest.mark.parametrize("what", ["lost", "hangs"])
+def test_it_ends_where_nobody_listens_any_more(what: str) -> None:
+    process = command(what, "SIGTERM")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.stdout.readline() == "goes on\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130

@@ -94,7 +94,7 @@ def submitted(
                 address,
             ),
             *("--output", str(folder / "out"), "--config", str(config), "--run-id", RUN),
-            *("--submission-id", "demo-job", "--set", "resources.face_actors=1"),
+            *("--submission-id", "demo-job", "--set", "resources.face_actors={max: 2}"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -136,7 +136,9 @@ def test_a_submitted_job_does_what_annotate_does(
         return sorted(tuple(r[k] for k in keys) for r in read_rows(folder, "annotations"))
 
     assert told(submitted.output) == told(demo_output)
-    assert submitted.record["config"]["faces"]["batch_frames"] == 4, "the file's options went along"
+    config = submitted.record["config"]
+    assert config["faces"]["batch_frames"] == 4, "the file's options went along"
+    assert config["resources"]["face_actors"] == {"min": 1, "max": 2}
     listed = emolake("jobs", "--address", address, "--json")
     (job,) = [j for j in json.loads(listed.stdout) if j["submission_id"] == "demo-job"]
     assert job["status"] == "SUCCEEDED"

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from ray.data._internal.logical.optimizers import get_execution_plan
 
 from emolake.jobs.graph import flow
-from emolake.jobs.graph.flow import TASK_CPUS, Pool, pools_for, segments_that_fit
+from emolake.jobs.graph.flow import TASK_CPUS, Held, Pool, Pools, pools_for, segments_that_fit
 from emolake.jobs.graph.labelled import running_ray
 from emolake.pipeline.config import Config, DecodeConfig, ResourcesConfig
 from emolake.pipeline.errors import UserError
@@ -56,6 +56,7 @@ def test_pools_of_a_cluster_begin_with_what_fits_beside_the_tasks_and_follow_it(
 def test_a_cluster_of_its_head_alone_is_asked_for_one_of_each_and_grows() -> None:
     pools = pools_for(ResourcesConfig(gpus_per_annotation_actor=1), 0, 0, 0, follows=True)
     assert (pools.faces, pools.annotate, pools.gpus) == (Pool(1, 1, None), Pool(1, 1, None), 1)
+    assert pools.annotation_cpus == 1, "as on the nodes to come"
 
 
 def test_pools_of_one_machine_keep_their_size() -> None:
@@ -81,41 +82,44 @@ def test_faces_and_annotation_share_the_gpus() -> None:
     assert pools_for(asked, 32, 2, 32).annotate == fixed(1)
 
 
-@pytest.mark.parametrize(("cpus", "first"), [(2, 2), (8, 5), (32, 6)])
-def test_a_range_begins_with_what_fits_of_it(cpus: int, first: int) -> None:
+@pytest.mark.parametrize(("cpus", "first", "annotate"), [(2, 2, 1), (8, 5, 2), (32, 6, 2)])
+def test_a_range_begins_with_what_fits_of_it(cpus: int, first: int, annotate: int) -> None:
     asked = ResourcesConfig(
         face_actors={"min": 2, "max": 6}, annotation_actors={"min": 1, "max": 4}
     )
     pools = pools_for(asked, cpus, 2, cpus, follows=True)
-    assert (pools.faces, pools.annotate) == (Pool(first, 2, 6), Pool(2, 1, 4))
+    assert (pools.faces, pools.annotate) == (Pool(first, 2, 6), Pool(annotate, 1, 4))
 
 
 @pytest.mark.parametrize(
     ("asked", "cpus", "gpus", "told"),
     [
-        ({"face_actors": 6}, 7.5, 0, None),
-        ({"face_actors": 6}, 7, 0, "7.5 CPUs (6 face actors x 1 + 1 annotation actors x 0.5 + 1 for"),
-        ({"face_actors": {"min": 6, "max": 99}}, 7, 0, "want 7.5 CPUs"),
+        ({"face_actors": 6}, 7, 0, None),
+        ({"face_actors": 7}, 7, 0, "7.6 CPUs (7 face actors x 1 + 1 annotation actors x 0.5 + 1 for"),
+        ({"face_actors": {"min": 7, "max": 99}}, 7, 0, "want 7.6 CPUs"),
         ({"face_actors": {"max": 99}}, 7, 0, None),
         ({"annotation_actors": 3}, 8, 2, "want 3 GPUs (3 annotation actors x 1)"),
         ({"annotation_actors": 3}, 8, 0, None),
-        ({"gpus_per_face_actor": 0.25, "face_actors": 8}, 16, 2, "want 3 GPUs (8 face actors x 0.25 + 1 an"),
+        ({"gpus_per_face_actor": 0.25, "face_actors": 8}, 16, 2, "3 GPUs (8 face actors x 0.25 + 1 an"),
         ({"gpus_per_face_actor": 0.25, "face_actors": 4}, 16, 2, None),
-        ({}, 1, 0, "want 2.5 CPUs"),
-        ({}, 2.5, 0, None),
+        ({"face_actors": 64, "gpus_per_annotation_actor": 0.5}, 66, 8, None),
+        ({"face_actors": 2, "gpus_per_annotation_actor": 0.25}, 4, 8, None),
+        ({"face_actors": 3}, 4, 1, None),
+        ({}, 1, 0, "want 1.6 CPUs"),
+        ({}, 2, 0, None),
+        ({}, 2, 1, None),
     ],
 )  # fmt: skip
-def test_pools_that_a_cluster_will_never_hold_are_refused_with_the_sum(
+def test_pools_that_a_cluster_does_not_hold_are_told_with_the_sum(
     asked: dict, cpus: float, gpus: float, told: str | None
 ) -> None:
     pools = pools_for(ResourcesConfig(**asked), cpus, gpus, int(cpus), follows=True)
+    shortage = pools.shortage(cpus, gpus)
     if told is None:
-        pools.refuse_more_than(cpus, gpus)
-        return
-    with pytest.raises(UserError) as refused:
-        pools.refuse_more_than(cpus, gpus)
-    assert told in str(refused.value)
-    assert f"this cluster has {gpus if 'GPUs' in told else cpus:g}" in str(refused.value)
+        assert shortage is None
+    else:
+        assert told in str(shortage)
+        assert str(shortage).endswith(f"this cluster has {gpus if 'GPUs' in told else cpus:g}")
 
 
 def test_a_cluster_that_may_grow_is_waited_for(monkeypatch) -> None:
@@ -123,10 +127,13 @@ def test_a_cluster_that_may_grow_is_waited_for(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
     asked = ResourcesConfig(face_actors=60)
-    with pytest.raises(UserError, match="this cluster has 4;"):
+    with pytest.raises(UserError, match="this cluster has 4; ask for fewer"):
         flow.pool_sizes(asked)
     monkeypatch.setenv("RAY_CLUSTER_NAME", "as KubeRay says")
-    assert flow.pool_sizes(asked).faces == fixed(60)
+    said: list[str] = []
+    assert flow.pool_sizes(asked, said.append).faces == fixed(60)
+    (line,) = said
+    assert line.endswith("this cluster has 4: the run waits until it grows")
 
 
 def test_one_machine_whose_gpu_cannot_hold_both_stages_is_told_so(monkeypatch) -> None:
@@ -142,6 +149,9 @@ def test_a_run_whose_models_are_elsewhere_leaves_the_gpus_to_others(monkeypatch)
     monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
     pools = flow.pool_sizes(ResourcesConfig(), on_device=False)
     assert (pools.annotate, pools.gpus) == (fixed(1), 0.0)
+    faces = ResourcesConfig(gpus_per_face_actor=0.25, face_actors={"max": 99})
+    monkeypatch.setattr(flow, "_default_faces", lambda _: 31)
+    assert flow.pool_sizes(faces, on_device=False).faces.first == 30, "those are theirs"
     assert flow.pool_sizes(ResourcesConfig()).annotate == fixed(8)
 
 
@@ -154,6 +164,18 @@ def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
     short = Config(decode=DecodeConfig(segment_seconds=30))
     assert segments_that_fit(50e6, short, large) == 5
     assert segments_that_fit(50e6, Config(), Needs(transcript=True)) == 16
+
+
+def test_what_a_run_holds_follows_its_pools(monkeypatch) -> None:
+    clock, alive = [0.0], [0]
+    monkeypatch.setattr(flow.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(flow, "_actors_of", lambda _: alive[0])
+    held = Held(Pools(Pool(1, 1, None), fixed(2), gpus=1.0, annotation_cpus=0.5))
+    for clock[0], alive[0] in ((10.0, 4), (20.0, 8), (25.0, 0)):
+        held.look()
+    assert held.workers == {"faces": 5, "annotate": 2}
+    assert held.cpu_seconds == 25 + 120 + 25
+    assert held.gpu_seconds == 50
 
 
 def test_no_stage_beside_the_pools_asks_for_a_whole_cpu() -> None:
