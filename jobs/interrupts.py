@@ -32,6 +32,12 @@ def heed() -> None:
         signal.signal(signal.SIGINT, _interrupt)
 
 
+def leave_to_asyncio() -> None:
+    """Ctrl-C, which `asyncio.run` takes in its own orderly way where it finds Python's handler."""
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def interrupted() -> int:
     """The command came to its end; the exit code."""
     # Not by `print`, whose buffer the interrupted code may be writing to; and nobody may be there to read.

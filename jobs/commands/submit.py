@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from emolake.jobs.cli import EXIT_FAILED, print_json
 from emolake.jobs.graph.cluster import job_client
-from emolake.jobs.interrupts import EXIT_INTERRUPTED
+from emolake.jobs.interrupts import EXIT_INTERRUPTED, leave_to_asyncio
 from emolake.jobs.options import load_config
 from emolake.jobs.parser import Options, Parser, address_option, input_options, run_id_option
 from emolake.pipeline.config import Config
@@ -82,9 +81,7 @@ def run(options: Options) -> int:
             print_json({"submission_id": job, "status": "PENDING", "exit_code": None})
         return 0
     try:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # which asyncio replaces by its own
+        leave_to_asyncio()
         asyncio.run(_follow(client, job, sys.stderr if options.json else sys.stdout))
     except KeyboardInterrupt:
         print(f"{job} goes on; stop it with: ray job stop {job}", file=sys.stderr)

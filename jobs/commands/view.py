@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import getpass
 import importlib.util
-import signal
 import sys
 import tempfile
 import webbrowser
@@ -13,7 +12,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from threading import Thread
 
-from emolake.jobs.interrupts import EXIT_INTERRUPTED
+from emolake.jobs.interrupts import EXIT_INTERRUPTED, leave_to_asyncio
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.evaluation.audit import UNITS
@@ -79,9 +78,7 @@ def run(options: Options) -> int:
         if not options.no_browser:
             page = "/review" if options.queue else "/"
             _open(folder / "open.html", f"{address}{page}?token={viewer.token}")
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # which asyncio replaces by its own
+        leave_to_asyncio()
         try:
             asyncio.run(viewer.serve(sock))
         except KeyboardInterrupt:

@@ -68,8 +68,8 @@ def start_ray(resources: ResourcesConfig) -> None:
         ray.init(**quiet)
         check_nodes()
     else:
-        faces = _held(resources.face_actors, _default_faces(_cores()))
-        annotators = _CPU_ANNOTATION_CPUS * _held(resources.annotation_actors, 1)
+        faces = _fitted(resources.face_actors, _default_faces(_cores()))
+        annotators = _CPU_ANNOTATION_CPUS * _fitted(resources.annotation_actors, 1)
         with _on_loopback(), _without_its_first_word():
             ray.init(
                 address="local",  # and not whatever cluster happens to run on this machine
@@ -129,7 +129,7 @@ class Pool:
         """Of the asked size, or, where none was asked for, as many as fit."""
         if size is None:
             return cls(fits, 1, None) if follows else cls(fits, fits, fits)
-        return cls(_held(size, fits), size.min, size.max)
+        return cls(_fitted(size, fits), size.min, size.max)
 
     @property
     def foreseen(self) -> int:
@@ -145,7 +145,7 @@ class Pool:
         )
 
 
-def _held(size: PoolSize | None, fits: int) -> int:
+def _fitted(size: PoolSize | None, fits: int) -> int:
     """Actors that a pool has where so many fit."""
     return fits if size is None else max(size.min, min(fits, size.max or fits))
 
@@ -267,14 +267,14 @@ def pools_for(
     each, face_gpus = resources.gpus_per_annotation_actor, resources.gpus_per_face_actor
     if each is None:
         each = 1.0 if on_device and gpus >= 1 else 0.0
-    for_faces = face_gpus * _held(resources.face_actors, 1)
+    for_faces = face_gpus * _fitted(resources.face_actors, 1)
     fits = max(1, int((gpus - for_faces) / each + 1e-6)) if each else 1
     least = resources.face_actors.min if resources.face_actors else 1
     # A GPU's actor prepares batches on a core of its own, where the face stage can spare one.
+    first = _fitted(resources.annotation_actors, fits)
     for annotation_cpus in (
         (1.0, _CPU_ANNOTATION_CPUS, TASK_CPUS) if each else (_CPU_ANNOTATION_CPUS,)
     ):
-        first = _held(resources.annotation_actors, fits)
         if not cpus or cpus - _SPARE_CPUS - first * annotation_cpus >= least:
             break
     else:
