@@ -20,8 +20,9 @@ from emolake.actors.face_child import die_with_parent, limit_cpu, reason_of
 from emolake.pipeline.errors import VideoError
 from emolake.pipeline.presentation.blur import all_blurred, blurred, boxes_at
 from emolake.pipeline.storage.files import Storage, is_local
-from emolake.pipeline.video.decode import Source, clock_start, open_video, seek, upright
+from emolake.pipeline.video.decode import Source, clock_start, open_video, seek
 from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.picture import Pictures
 from emolake.pipeline.video.transcode import excerpt, frames_of
 
 _QUALITY = 82  # of a JPEG
@@ -77,7 +78,7 @@ def _look(source: Source, _: dict[str, Any]) -> dict[str, Any]:
 def _still(source: Source, request: dict[str, Any]) -> bytes:
     """One frame, or the part of it around a box, as a JPEG."""
     with open_video(source) as (container, video):
-        origin = clock_start(container)
+        origin, pictures = clock_start(container), Pictures(video)
         if request["time_s"] > 1:
             seek(container, video, request["time_s"] + origin)
         last = None
@@ -85,10 +86,10 @@ def _still(source: Source, request: dict[str, Any]) -> bytes:
             for frame in frames_of(packet):
                 last = frame
                 if (frame.time or 0.0) - origin >= request["time_s"] - 1e-3:
-                    return _jpeg(upright(frame), (frame.time or 0.0) - origin, request)
+                    return _jpeg(pictures.rgb(frame), (frame.time or 0.0) - origin, request)
         if last is None:
             raise VideoError("decode_error", "no frame of it can be decoded")
-        return _jpeg(upright(last), (last.time or 0.0) - origin, request)
+        return _jpeg(pictures.rgb(last), (last.time or 0.0) - origin, request)
 
 
 def _hidden(picture: Frame, time_s: float, blur: Any) -> Frame:

@@ -124,7 +124,7 @@ ANNOTATOR_FILES = (*ANNOTATOR_FOLDERS, "landmark_network")
 """Options that name models; their content counts for results, and not where they lie."""
 
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Of the code: raised by whoever changes what a run of one configuration writes, by which rows of before and
 after are told apart."""
 

@@ -22,7 +22,8 @@ from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, Win
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, Needs
 from emolake.pipeline.lake.schema import VIDEO_ROW
-from emolake.pipeline.video.decode import Ending, TimedFrame, sampled_frames
+from emolake.pipeline.video.decode import Ending, sampled_frames
+from emolake.pipeline.video.frame import TimedFrame
 
 _DECODE = DecodeConfig()
 _NEEDS = Needs(crops=(CropView(CropSpec(48)),), features=True)

@@ -1,9 +1,9 @@
 """Where the faces of each frame are: full detection on keyframes, refinement in between.
 
 Faces move little between two keyframes. Where both show the same faces, their boxes in between are
-interpolated and refined on that place alone; where they differ, or a refined face is no good, the
-frame is searched in full. Keyframes follow the clock of the video, and begin and end each shot, so
-neither batches nor segments change what is found.
+interpolated and refined on that place alone; where they differ, a refined face is no good, or the frame
+shows something as large as a face that neither keyframe shows, it is searched in full. Keyframes follow
+the clock of the video, and begin and end each shot, so neither batches nor segments change what is found.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from emolake.pipeline.faces.cuts import CutDetector
 from emolake.pipeline.faces.detector import Detections, Detector, pairwise_iou
 from emolake.pipeline.faces.encoding import encode_crop
 from emolake.pipeline.faces.mtcnn import Mtcnn
-from emolake.pipeline.video.decode import TimedFrame
-from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.frame import Frame, TimedFrame
 
 _SAME_FACE_IOU = 0.3  # of a face in two keyframes: a second apart it may well have moved
 _STAYED_IOU = 0.5  # of a refined box with the predicted one
 _TWICE_IOU = 0.7  # of two refined boxes that have come to lie on one face
+_CELLS = 5  # across the smallest face, in which pictures are compared
+_OTHER = 12  # of 255, in any channel: a cell's mean colour beyond those about its place
+_MANY = 0.4  # of a face's cells
+_KNOWN_MARGIN = 0.25  # of a box, on each side: what moves there is its owner's
 _MOST_PIXELS_HELD = 64_000_000  # of decoded frames waiting for a keyframe's batch
 
 
@@ -36,11 +39,13 @@ _MOST_PIXELS_HELD = 64_000_000  # of decoded frames waiting for a keyframe's bat
 class Look:
     """A sampled frame and its faces, in pixels of the full frame once it is handed out.
 
-    picture: the frame at detection width; cut: whether a shot begins here; faces: None until found.
+    picture: the frame at detection width; cells: it in cells of a part of the smallest face, (h, w, 3)
+    int16; cut: whether a shot begins here; faces: None until found.
     """
 
     frame: TimedFrame
     picture: Frame
+    cells: NDArray[np.int16]
     cut: bool
     key: bool
     faces: Detections | None = None
@@ -103,7 +108,8 @@ class FaceSearch:
             here = math.floor(frame.time_s / every + 1e-6) if every else slot + 1
             # A change of the frame's size cannot be tracked across, like a cut.
             cut = is_cut(picture) or picture.shape != (shape or picture.shape)
-            yield Look(frame, picture, cut, key=cut or here != slot)
+            cells = _cells(picture, self.config.min_face / _CELLS)
+            yield Look(frame, picture, cells, cut, key=cut or here != slot)
             slot, shape = here, picture.shape
 
     def _handed_out(self, looks: list[Look], end: int) -> Iterator[Look]:
@@ -140,17 +146,19 @@ class FaceSearch:
             if not between:
                 continue
             before, after = looks[first].found(), looks[last].found()
-            if not len(before) and not len(after):
-                for look in between:
-                    look.faces = before
-                continue
             ends = self._same_faces(before, after)
             if ends is None:
                 continue
             start_s, end_s = looks[first].frame.time_s, looks[last].frame.time_s
             for look in between:
                 part = (look.frame.time_s - start_s) / max(end_s - start_s, 1e-9)
-                expected.append((look, ends[0] + np.float32(part) * (ends[1] - ends[0])))
+                boxes = ends[0] + np.float32(part) * (ends[1] - ends[0])
+                if _shows_more(look, looks[first], looks[last], boxes):
+                    continue
+                if len(boxes):
+                    expected.append((look, boxes))
+                else:
+                    look.faces = before
         for batch in _of_one_size([look for look, _ in expected], self.config.batch_frames):
             chosen = {id(look) for look in batch}
             self._refine([pair for pair in expected if id(pair[0]) in chosen])
@@ -158,7 +166,10 @@ class FaceSearch:
     def _same_faces(
         self, before: Detections, after: Detections
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """The boxes (N, 4) of the same N >= 1 sure faces in two keyframes, or None."""
+        """The boxes (N, 4) of the same N sure faces in two keyframes; None where they differ, or where there
+        are unsure ones alone."""
+        if not len(before) and not len(after):
+            return before.boxes, after.boxes
         first = before.boxes[before.scores >= self.config.min_score]
         last = after.boxes[after.scores >= self.config.min_score]
         if len(first) != len(last) or not len(first):
@@ -194,6 +205,33 @@ def plausible(faces: Detections, min_score: float) -> NDArray[np.bool_]:
     upright = points[:, :2, 1].mean(1) < points[:, 3:, 1].mean(1)
     mask: NDArray[np.bool_] = (faces.scores >= min_score) & within & upright
     return mask
+
+
+def _cells(picture: Frame, side: float) -> NDArray[np.int16]:
+    size = (max(round(length / side), 1) for length in picture.shape[1::-1])
+    return np.asarray(cv2.resize(picture, tuple(size), interpolation=cv2.INTER_AREA), np.int16)
+
+
+def _shows_more(look: Look, before: Look, after: Look, known: NDArray[np.float32]) -> bool:
+    """Whether a place where no face is known (boxes, (N, 4)) could be a face that came after one picture
+    and was gone before the other."""
+    other = _other(look.cells, before.cells) & _other(look.cells, after.cells)
+    height, width = other.shape
+    scale = np.tile((width / look.picture.shape[1], height / look.picture.shape[0]), 2)
+    for x1, y1, x2, y2 in known * scale:
+        dx, dy = (x2 - x1) * _KNOWN_MARGIN, (y2 - y1) * _KNOWN_MARGIN
+        left, top = max(math.floor(x1 - dx), 0), max(math.floor(y1 - dy), 0)
+        other[top : max(math.ceil(y2 + dy), 0), left : max(math.ceil(x2 + dx), 0)] = False
+    share = cv2.boxFilter(other.astype(np.float32), -1, (_CELLS, _CELLS))
+    return float(share.max()) >= _MANY
+
+
+def _other(cells: NDArray[np.int16], key: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """(h, w) mask of cells whose colour stands nowhere between those about the same place of a keyframe; a
+    camera that moves by less than a cell between them shows nothing other."""
+    about = np.ones((3, 3), np.uint8)
+    low, high = cv2.erode(key, about), cv2.dilate(key, about)
+    return np.asarray(((cells < low - _OTHER) | (cells > high + _OTHER)).any(2), bool)
 
 
 def _of_one_size(looks: list[Look], most: int) -> Iterator[list[Look]]:

@@ -24,7 +24,7 @@ from emolake.pipeline.faces.retinaface_detector import RetinaFaceDetector
 from emolake.pipeline.faces.search import FaceSearch, Look
 from emolake.pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
 from emolake.pipeline.faces.windows import Window, track_end, windows_of
-from emolake.pipeline.video.decode import TimedFrame
+from emolake.pipeline.video.frame import TimedFrame
 
 if TYPE_CHECKING:
     from emolake.pipeline.faces.attributes import AttributeEstimator

@@ -1,4 +1,4 @@
-"""Video bytes -> timed frames: sampling by presentation time, segments, rotation, honest ends.
+"""Video bytes -> timed frames: sampling by presentation time, segments, honest ends.
 
 Two backends give the same frames: PyAV streams any file object with bounded memory; decord (through
 its maintained fork `decord2`) reads local files, and remote ones whole into memory.
@@ -12,7 +12,7 @@ are no samples and that no other frame refers to: in H.264 with B-frames about h
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import av
+import cv2
 import numpy as np
 from av.codec.hwaccel import HWAccel
 from av.error import EOFError as AvEOFError
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from emolake.pipeline.config import DecodeConfig
 from emolake.pipeline.errors import Reason, VideoError
-from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.frame import Frame, TimedFrame
+from emolake.pipeline.video.picture import Pictures
 
 Source = str | IO[bytes]
 """A local path, or a seekable binary file."""
@@ -55,26 +56,6 @@ class VideoInfo:
 
 
 @dataclass
-class TimedFrame:
-    """One sampled frame. time_s: seconds from the video's start."""
-
-    time_s: float
-    width: int
-    height: int
-    render: Callable[[int, int], Frame]
-
-    def rgb(self, width: int | None = None) -> Frame:
-        """(H, W, 3) uint8, upright; scaled to `width` if that is smaller, aspect kept."""
-        if width is None or width >= self.width:
-            return self.render(self.width, self.height)
-        return self.render(width, max(round(self.height * width / self.width), 1))
-
-
-Scalers = dict[tuple[int, int], VideoReformatter]
-"""By the size they scale to: setting one up for each frame costs as much as scaling a small one."""
-
-
-@dataclass
 class Ending:
     """How a segment's decoding ended, filled in as its frames are read.
 
@@ -92,9 +73,11 @@ def probe(source: Source) -> VideoInfo:
         duration = _duration(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         width, height = stream.codec_context.width, stream.codec_context.height
+        pictures = Pictures(stream)
         first = next((f for f in _decode(container, stream) if isinstance(f, VideoFrame)), None)
-        if first is not None and _quarter_turns(first) % 2:
-            width, height = height, width
+        if first is not None:
+            shown = pictures.timed(first, 0.0)
+            width, height = shown.width, shown.height
         if duration is None:
             duration = _end_of_packets(container, stream)
         return VideoInfo(
@@ -154,7 +137,7 @@ def _pyav_frames(
         step = 1 / float(stream.average_rate or 25)
         time_s = -step
         tick = float(stream.time_base or 0)
-        scalers = _scalers()
+        pictures = Pictures(stream)
 
         def cell_of(pts: int) -> int:
             return math.floor((pts * tick - origin) * config.sample_fps + _EPSILON)
@@ -172,7 +155,9 @@ def _pyav_frames(
                 finished = True
                 break
             if time_s >= start_s - _EPSILON:
-                yield _timed(decoded, max(time_s, 0.0), scalers)
+                shown = pictures.timed(decoded, max(time_s, 0.0))
+                _check_size(shown.width, shown.height, config.max_pixels)
+                yield shown
         if not seen and start_s == 0:
             reason: Reason = "truncated" if _cut_off(source) else "decode_error"
             raise VideoError(reason, ending.detail or "no frame could be decoded")
@@ -280,33 +265,6 @@ def seek(container: Any, stream: VideoStream, target_s: float) -> None:
         container.seek(0)
 
 
-def _scalers() -> Scalers:
-    return defaultdict(VideoReformatter)
-
-
-def _timed(frame: VideoFrame, time_s: float, scalers: Scalers) -> TimedFrame:
-    turns = _quarter_turns(frame)
-
-    def render(width: int, height: int) -> Frame:
-        across, down = (height, width) if turns % 2 else (width, height)
-        picture = _scaled(frame, across, down, scalers)
-        return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
-
-    size = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-    return TimedFrame(time_s, *size, render)
-
-
-def upright(frame: VideoFrame, width: int | None = None) -> Frame:
-    """The whole frame, (H, W, 3) uint8 RGB, turned as its display matrix says; at most so wide."""
-    return _timed(frame, 0.0, _scalers()).rgb(width)
-
-
-def _scaled(frame: VideoFrame, width: int, height: int, scalers: Scalers) -> Frame:
-    scaler = scalers[width, height]
-    scaled = scaler.reformat(frame, width, height, format="rgb24", interpolation="AREA")
-    return np.asarray(scaled.to_ndarray(), np.uint8)
-
-
 def _decord_frames(
     source: Source, config: DecodeConfig, start_s: float, end_s: float, ending: Ending
 ) -> Iterator[TimedFrame]:
@@ -332,22 +290,24 @@ def _decord_frames(
             here = math.floor(time_s * config.sample_fps + _EPSILON)
             if time_s >= start_s - _EPSILON and here != cell:
                 cell = here
-                yield _from_array(reader[int(index)].asnumpy(), time_s)
+                size = (info.width, info.height)
+                yield _from_array(reader[int(index)].asnumpy(), time_s, size)
     except decord.DECORDError as error:
         # decord cannot step over what it fails on, and a gap must not pass for an empty stretch.
         raise VideoError("decode_error", f"decord: {' '.join(str(error).split())[:200]}") from None
     _note_truncation(ending, info.duration_s, 0, _cut_off(source))
 
 
-def _from_array(upright: Frame, time_s: float) -> TimedFrame:
-    """A frame of decord's, which turns pictures upright itself."""
+def _from_array(upright: Frame, time_s: float, size: tuple[int, int]) -> TimedFrame:
+    """A frame of decord's, which turns pictures upright itself and knows neither fields nor HDR."""
 
     def render(width: int, height: int) -> Frame:
         if (height, width) == upright.shape[:2]:
             return upright
-        return _scaled(VideoFrame.from_ndarray(upright, format="rgb24"), width, height, _scalers())
+        scaled = cv2.resize(upright, (width, height), interpolation=cv2.INTER_AREA)
+        return np.asarray(scaled, np.uint8)
 
-    return TimedFrame(time_s, upright.shape[1], upright.shape[0], render)
+    return TimedFrame(time_s, *size, render)
 
 
 @contextmanager
@@ -421,11 +381,6 @@ def _end_of_packets(container: Any, stream: VideoStream) -> float | None:
     except FFmpegError:
         pass  # damaged there: what came before has an end too
     return None if last is None else max(float(last) - clock_start(container), 0.0) or None
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that bring a frame upright (its display matrix)."""
-    return round(frame.rotation / 90) % 4
 
 
 def _check_size(width: int, height: int, most: int) -> None:

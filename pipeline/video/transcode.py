@@ -13,8 +13,9 @@ from av.error import FFmpegError
 from av.filter import Graph
 
 from emolake.pipeline.errors import UserError, VideoError
-from emolake.pipeline.video.decode import Source, clock_start, open_video, seek, upright
+from emolake.pipeline.video.decode import Source, clock_start, open_video, seek
 from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.picture import Pictures
 
 _AAC_FRAME = 1024  # samples
 
@@ -59,6 +60,7 @@ class _Transcoding:
         self._container, self._video, self._out, self._drawn = container, video, out, drawn
         self._span, self._width = span, width
         self._clock = clock_start(container)
+        self._pictures = Pictures(video)
         self._stream: Any = None
         self._deinterlacer: Graph | None = None
         self._sound = _Sound(out, container, whole=span is None)
@@ -86,7 +88,7 @@ class _Transcoding:
 
     def _add(self, frame: Any, early: list[Any]) -> int:
         time_s = (frame.time or 0.0) - self._clock
-        picture = self._drawn(upright(frame, self._width), time_s)
+        picture = self._drawn(self._pictures.rgb(frame, self._width), time_s)
         if self._stream is None:
             self._stream = _video_stream(self._out, picture, frame.time_base)
             if self._span is not None:

@@ -9,8 +9,9 @@ import cv2
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.presentation.export.story import Face, Story
 from emolake.pipeline.presentation.palette import rgb
-from emolake.pipeline.video.decode import Source, clock_start, open_video, upright
+from emolake.pipeline.video.decode import Source, clock_start, open_video
 from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.picture import Pictures
 from emolake.pipeline.video.transcode import frames_of, transcode
 
 _STRIP = 0.05  # height of the timeline strip, as a part of the frame's
@@ -34,13 +35,14 @@ def write_stills(story: Story, source: Source, folder: Path) -> int:
         raise UserError(f"--frames {folder} cannot be made: {error.strerror}") from None
     made = 0
     with open_video(source) as (container, video):
+        pictures = Pictures(video)
         for packet in container.demux(video):
             for frame in frames_of(packet):
                 time_s = (frame.time or 0.0) - clock_start(container)
                 while made < len(wanted) and wanted[made][0] <= time_s:
                     middle, name = wanted[made]
                     path = folder / f"{middle:09.3f}_{name.replace(' ', '')}.png"
-                    drawn = drawn_on(upright(frame), story, time_s)
+                    drawn = drawn_on(pictures.rgb(frame), story, time_s)
                     cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
                     made += 1
                 if made == len(wanted):

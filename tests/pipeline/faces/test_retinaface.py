@@ -11,7 +11,7 @@ from emolake.pipeline.faces.retinaface import RetinaFace, priors
 from emolake.pipeline.faces.retinaface_detector import RetinaFaceDetector
 from emolake.pipeline.faces.stage import FaceStage
 from emolake.pipeline.models.golden import verify
-from emolake.pipeline.video.decode import TimedFrame
+from emolake.pipeline.video.frame import TimedFrame
 from tests.conftest import SMALL_CROPS
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -12,8 +13,8 @@ from emolake.pipeline.config import DecodeConfig, FacesConfig
 from emolake.pipeline.faces.detector import Detections, pairwise_iou
 from emolake.pipeline.faces.search import FaceSearch, Look
 from emolake.pipeline.faces.stage import make_detector
-from emolake.pipeline.video.decode import Ending, TimedFrame, sampled_frames
-from emolake.pipeline.video.frame import Frame
+from emolake.pipeline.video.decode import Ending, sampled_frames
+from emolake.pipeline.video.frame import Frame, TimedFrame
 
 UPRIGHT = np.array([[30, 40], [70, 40], [50, 60], [35, 80], [65, 80]], np.float32) / 100
 
@@ -123,6 +124,48 @@ def test_a_change_of_frame_size_is_a_cut() -> None:
 
     looks = search(Script({}), [sized(k, 160 if k < 3 else 120) for k in range(6)])
     assert [look.cut for look in looks] == [k == 3 for k in range(6)]
+
+
+def patched(k: int, spans: dict[int, tuple[slice, slice]]) -> TimedFrame:
+    picture = np.full((90, 160, 3), 60, np.uint8)
+    if k in spans:
+        picture[spans[k]] = (120, 90, 80)
+    picture[0, 0] = k
+    return TimedFrame(k / 4, 160, 90, lambda width, height: picture)
+
+
+FACE_SIZED = (slice(40, 80), slice(100, 140))
+
+
+@pytest.mark.parametrize("known", [{}, {k: faces_of((0, 0, 40, 40)) for k in range(9)}])
+def test_what_shows_between_two_keyframes_alone_is_searched_for(
+    known: dict[int, Detections],
+) -> None:
+    script = Script(known | {6: faces_of((0, 0, 40, 40), (100, 40, 140, 80))})
+    looks = search(script, [patched(k, {6: FACE_SIZED}) for k in range(9)])
+    assert sorted(script.searched) == [0, 4, 6, 8]
+    assert len(looks[6].found()) == 2
+
+
+def test_what_moves_about_a_known_face_or_is_too_small_for_one_is_not() -> None:
+    script = Script({k: faces_of((100, 40, 140, 80)) for k in range(9)})
+    spans = {6: FACE_SIZED, 2: (slice(40, 50), slice(10, 20))}
+    search(script, [patched(k, spans) for k in range(9)])
+    assert sorted(script.searched) == [0, 4, 8]
+
+
+def test_a_slow_camera_shows_nothing_new() -> None:
+    rng = np.random.default_rng(0)
+    wide = cv2.resize(rng.integers(0, 255, (12, 30, 3), np.uint8), (240, 90))
+
+    def panned(k: int) -> TimedFrame:
+        picture = np.ascontiguousarray(wide[:, k : k + 160])
+        picture[0, 0] = k
+        return TimedFrame(k / 4, 160, 90, lambda width, height: picture)
+
+    script = Script({})
+    search(script, [panned(k) for k in range(9)])
+    assert sorted(script.searched) == [0, 4, 8]
 
 
 def looked_at(path: Path, every: float) -> list[Look]:

@@ -8,7 +8,8 @@ import pytest
 
 from emolake.pipeline.config import DecodeConfig
 from emolake.pipeline.errors import VideoError
-from emolake.pipeline.video.decode import Ending, TimedFrame, probe, sampled_frames, segment_spans
+from emolake.pipeline.video.decode import Ending, probe, sampled_frames, segment_spans
+from emolake.pipeline.video.frame import TimedFrame
 
 
 def frames_of(
