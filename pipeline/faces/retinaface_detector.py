@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.faces.brought import checkpoint_file
+from emolake.pipeline.faces.brought import weights_file
 from emolake.pipeline.faces.detector import Detections, non_maximum_suppression
 from emolake.pipeline.faces.refine import refined
 from emolake.pipeline.faces.retinaface import (
@@ -112,7 +112,7 @@ class RetinaFaceDetector:
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """A published state dict (.pth, .pt, or the release's .zip); no code in it is ever run."""
     try:
-        loaded = torch.load(checkpoint_file(path), map_location="cpu", weights_only=True)
+        loaded = torch.load(weights_file("retinaface", path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         line = in_a_line(error, 200)
         raise UserError(f"faces.weights: {path} is not a checkpoint of tensors: {line}") from None
