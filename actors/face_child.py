@@ -197,11 +197,13 @@ class _Worker:
         return told | {"cues": None if cues is None else [asdict(cue) for cue in inside]}
 
     def _face_stage(self) -> FaceStage:
+        import cv2
         import torch
 
         from emolake.pipeline.faces.stage import FaceStage
 
         torch.set_num_threads(1)
+        cv2.setNumThreads(1)  # it heeds no OMP_NUM_THREADS, and YuNet runs in it
         return FaceStage(
             self.faces,
             self.windows,

@@ -17,7 +17,7 @@ from emolake.pipeline.annotators.onnx import described_network
 from emolake.pipeline.config import ANNOTATOR_FOLDERS, Config
 from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.faces.brought import checkpoint_file, identity_models
+from emolake.pipeline.faces.brought import identity_models, weights_file
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.forgetting import Forgotten
 from emolake.pipeline.lake.layout import Lake
@@ -197,12 +197,18 @@ def model_files(config: Config, models: tuple[ChosenModel, ...]) -> dict[str, st
     that none of the models heeds."""
     _refuse_idle_options(config, models)
     files: dict[str, str] = {}
-    if config.faces.detector == "retinaface":
-        if config.faces.weights is None:
-            raise UserError(
-                "faces.detector=retinaface needs faces.weights=FILE, a published checkpoint"
-            )
-        files["faces.weights"] = _content_hash(checkpoint_file(Path(config.faces.weights)))
+    if config.faces.detector != "mtcnn":
+        path = weights_file(config.faces.detector, config.faces.weights)
+        # Both load at once, and tell a file of another kind or a missing extra while nothing is started.
+        if config.faces.detector == "yunet":
+            from emolake.pipeline.faces.yunet import YuNet
+
+            YuNet(path, config.faces.weak_score)
+        elif config.faces.detector == "scrfd":
+            from emolake.pipeline.faces.scrfd import Scrfd
+
+            Scrfd(path, config.faces.weak_score)
+        files["faces.weights"] = _content_hash(path)
     if config.faces.attributes is not None:
         path = Path(config.faces.attributes)
         if not path.is_file():

@@ -50,9 +50,13 @@ class DecodeConfig(_Part):
 class FacesConfig(_Part):
     """Frames -> detections -> tracks."""
 
-    detector: Literal["mtcnn", "retinaface"] = Field("mtcnn", description="face detector")
+    detector: Literal["mtcnn", "retinaface", "yunet", "scrfd"] = Field(
+        "mtcnn", description="face detector; scrfd needs emolake[onnx]"
+    )
     weights: str | None = Field(
-        None, description="RetinaFace checkpoint (a published file, on every node)"
+        None,
+        description="its weights, unless it is mtcnn: a RetinaFace checkpoint, or the ONNX file of YuNet or "
+        "SCRFD (a published file, on every node)",
     )
     preprocess: Literal["retinaface-pytorch", "biubug6"] = Field(
         "retinaface-pytorch", description="whose RetinaFace checkpoint it is; the file cannot tell"
@@ -65,10 +69,13 @@ class FacesConfig(_Part):
         "fp32", description="arithmetic of RetinaFace's network"
     )
     min_score: float = Field(
-        0.9, ge=0, le=1, description="a detection from this score on can begin a track"
+        0.9,
+        ge=0,
+        le=1,
+        description="a detection from this score on can begin a track; with scrfd 0.5",
     )
     weak_score: float = Field(
-        0.7, ge=0, le=1, description="one from this score on can continue a track"
+        0.7, ge=0, le=1, description="one from this score on can continue a track; with scrfd 0.5"
     )
     detect_every_seconds: float = Field(
         1.0,
@@ -100,6 +107,14 @@ class FacesConfig(_Part):
     cut_threshold: float = Field(
         0.5, gt=0, le=1, description="colour-histogram distance of two frames that makes a cut"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scores_of_the_detector(cls, given: Any) -> Any:
+        """SCRFD is published with a threshold below the fields' defaults, which would lose its faces."""
+        if isinstance(given, Mapping) and given.get("detector") == "scrfd":
+            return {"min_score": 0.5, "weak_score": 0.5, **given}
+        return given
 
 
 class WindowsConfig(_Part):

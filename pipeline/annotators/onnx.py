@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.errors import UserError
 from emolake.pipeline.models.classifier import ClassifierConfig
+from emolake.pipeline.storage.onnx import opened
 
 
 def described_network(config: ClassifierConfig, device: str = "cpu") -> OnnxNetwork:
@@ -36,26 +34,7 @@ class OnnxNetwork:
     will do; outputs: how many values it gives a picture, None where the file leaves that open."""
 
     def __init__(self, path: str, what: str, device: str = "cpu") -> None:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError(f"{what} needs onnxruntime: pip install 'emolake[onnx]'") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        there = onnxruntime.get_available_providers()
-        wanted = ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
-        if wanted[0] not in there:
-            logging.getLogger(__name__).warning(
-                "%s %s runs on the CPU: onnxruntime here has no CUDA; install onnxruntime-gpu",
-                what,
-                path,
-            )
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                path, options, providers=[name for name in wanted if name in there]
-            )
-        except Exception as error:  # the library raises its own kinds by the dozen
-            raise UserError(f"{what} {path} is no ONNX model: {in_a_line(error, 200)}") from None
+        self._session = opened(path, what, device)
         inputs = self._session.get_inputs()
         given, shape = inputs[0], inputs[0].shape
         fits = len(inputs) == 1 and len(shape) == 4 and 3 in (shape[1], shape[3])

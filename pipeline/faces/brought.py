@@ -7,14 +7,25 @@ from pathlib import Path
 
 from emolake.pipeline.errors import UserError
 
+_PUBLISHED = {
+    "retinaface": "RetinaFace weights from ternaus/retinaface (ResNet-50, "
+    "faces.preprocess=retinaface-pytorch) or biubug6/Pytorch_Retinaface (faces.preprocess=biubug6)",
+    "yunet": "face_detection_yunet_2023mar.onnx from opencv/opencv_zoo",
+    "scrfd": "det_10g.onnx or an SCRFD *_bnkps.onnx from deepinsight/insightface",
+}
 
-def checkpoint_file(path: Path) -> Path:
-    """`path` if it is there; else a UserError that says what to download and from whom."""
+
+def weights_file(detector: str, named: str | Path | None) -> Path:
+    """The file that `detector` reads if it is there; else a UserError that says what to download and
+    from whom."""
+    if named is None:
+        raise UserError(
+            f"faces.detector={detector} needs faces.weights=FILE; download {_PUBLISHED[detector]}"
+        )
+    path = Path(named)
     if not path.is_file():
         raise UserError(
-            f"faces.weights: {path} does not exist; download RetinaFace weights from"
-            " ternaus/retinaface (ResNet-50, faces.preprocess=retinaface-pytorch) or"
-            " biubug6/Pytorch_Retinaface (faces.preprocess=biubug6) and name the file"
+            f"faces.weights: {path} does not exist; download {_PUBLISHED[detector]} and name the file"
         )
     return path
 

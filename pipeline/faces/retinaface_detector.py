@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.faces.brought import checkpoint_file
-from emolake.pipeline.faces.detector import Detections, non_maximum_suppression, pairwise_iou
+from emolake.pipeline.faces.brought import weights_file
+from emolake.pipeline.faces.detector import Detections, non_maximum_suppression
+from emolake.pipeline.faces.refine import refined
 from emolake.pipeline.faces.retinaface import (
     Heads,
     Preprocess,
@@ -28,8 +29,6 @@ from emolake.pipeline.storage.weights import fill
 from emolake.pipeline.video.frame import Frame
 
 NMS_THRESHOLD = 0.4
-REFINE_SIDE = 128  # pixels; a face is half of it, as in the network's middle level
-_EXPECTED_IOU = 0.3
 _BEFORE_NMS, _AFTER_NMS = 5000, 750  # biubug6's limits; retinaface-pytorch has none
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -82,32 +81,17 @@ class RetinaFaceDetector:
     def refine(
         self, frames: list[Frame], boxes: NDArray[np.float32], owner: NDArray[np.intp]
     ) -> Detections:
-        """The network on a square of twice each box's side, scaled to REFINE_SIDE pixels; the best
-        prior that overlaps the box is its face, with score 0 where none does."""
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        side = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(1), 1.0) * 2
-        corner = centre - side[:, None] / 2
-        scale = side / REFINE_SIDE
-        squares = np.stack(
-            [_square(frames[k], c, float(f)) for k, c, f in zip(owner, corner, scale, strict=True)]
-        )
-        found, points, scores = self._decoded(squares)
-        count = len(boxes)
-        best = np.zeros(count, np.intp)
-        sure = np.zeros(count, np.float32)
-        for k in range(count):
-            expected = ((boxes[k].reshape(2, 2) - corner[k]) / side[k]).reshape(1, 4)
-            near = pairwise_iou(expected.astype(np.float32), found[k])[0] >= _EXPECTED_IOU
-            told = np.where(near, scores[k], 0)
-            best[k] = told.argmax()
-            sure[k] = told[best[k]]
-        rows = np.arange(count)
-        placed = found[rows, best].reshape(-1, 2, 2) * side[:, None, None] + corner[:, None]
-        landmarks = points[rows, best] * side[:, None, None] + corner[:, None]
-        none = np.zeros((count, 0), np.float32)
-        return Detections(
-            placed.reshape(-1, 4).astype(np.float32), sure, landmarks.astype(np.float32), none
-        )
+        return refined(self._every_prior, frames, boxes, owner)
+
+    def _every_prior(self, frames: list[Frame]) -> list[Detections]:
+        """The priors of each frame as they are decoded, in pixels; none is left out."""
+        height, width = frames[0].shape[:2]
+        boxes, points, scores = self._decoded(np.stack(frames))
+        none = np.zeros((boxes.shape[1], 0), np.float32)
+        return [
+            Detections(boxes[k], scores[k], points[k], none).scaled(width, height)
+            for k in range(len(frames))
+        ]
 
     @torch.inference_mode()
     def _decoded(
@@ -125,17 +109,10 @@ class RetinaFaceDetector:
         return boxes.cpu().numpy(), points.cpu().numpy(), scores.cpu().numpy()
 
 
-def _square(frame: Frame, corner: NDArray[np.float32], scale: float) -> Frame:
-    """REFINE_SIDE pixels square of a frame, `scale` frame pixels to each; 0 past the edge."""
-    matrix = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]], np.float64)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(frame, matrix, (REFINE_SIDE,) * 2, flags=flags), np.uint8)
-
-
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """A published state dict (.pth, .pt, or the release's .zip); no code in it is ever run."""
     try:
-        loaded = torch.load(checkpoint_file(path), map_location="cpu", weights_only=True)
+        loaded = torch.load(weights_file("retinaface", path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         line = in_a_line(error, 200)
         raise UserError(f"faces.weights: {path} is not a checkpoint of tensors: {line}") from None

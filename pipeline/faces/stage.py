@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from emolake.pipeline.config import FacesConfig, WindowsConfig
 from emolake.pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
+from emolake.pipeline.faces.brought import weights_file
 from emolake.pipeline.faces.detector import Detector
 from emolake.pipeline.faces.encoding import decode_crop, encode_crop
 from emolake.pipeline.faces.identity import FaceIdentity, persons
@@ -21,9 +22,11 @@ from emolake.pipeline.faces.mtcnn import PNET_THRESHOLD, RNET_THRESHOLD, Mtcnn
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.faces.quality import Quality, quality_of
 from emolake.pipeline.faces.retinaface_detector import RetinaFaceDetector
+from emolake.pipeline.faces.scrfd import Scrfd
 from emolake.pipeline.faces.search import FaceSearch, Look
 from emolake.pipeline.faces.tracker import BridgedBox, Crop, Sighting, Track, Tracker
 from emolake.pipeline.faces.windows import Window, track_end, windows_of
+from emolake.pipeline.faces.yunet import YuNet
 from emolake.pipeline.video.frame import TimedFrame
 
 if TYPE_CHECKING:
@@ -277,11 +280,15 @@ def _estimator(faces: FacesConfig, device: str) -> AttributeEstimator | None:
 
 
 def make_detector(faces: FacesConfig, device: str = "cpu") -> Detector:
-    """The configured detector. UserError: weights that are missing or no checkpoint."""
+    """The configured detector. UserError: weights that are missing or not this detector's."""
     if faces.detector == "mtcnn":
         thresholds = (PNET_THRESHOLD, RNET_THRESHOLD, faces.weak_score)
         return Mtcnn(min_face=faces.min_face, thresholds=thresholds, device=device)
-    weights = Path(faces.weights or "")
+    weights = weights_file(faces.detector, faces.weights)
+    if faces.detector == "yunet":
+        return YuNet(weights, faces.weak_score)
+    if faces.detector == "scrfd":
+        return Scrfd(weights, faces.weak_score, device)
     return RetinaFaceDetector(
         weights, faces.preprocess, faces.weak_score, device=device, precision=faces.precision
     )

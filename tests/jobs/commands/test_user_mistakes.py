@@ -2,14 +2,17 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
 from emolake.jobs.cli import main
+from tests.pipeline.faces.networks import onnx_detector
 
 
 @pytest.fixture
@@ -77,6 +80,22 @@ CASES = [
     (
         f"annotate {VIDEOS} --set faces.detector=retinaface --set faces.weights={{g}}/none",
         "download RetinaFace weights from ternaus/retinaface",
+    ),
+    (
+        f"annotate {VIDEOS} --set faces.detector=yunet",
+        "needs faces.weights=FILE; download face_detection_yunet_2023mar.onnx",
+    ),
+    (
+        f"annotate {VIDEOS} --set faces.detector=scrfd --set faces.weights={{g}}/none",
+        "none does not exist; download det_10g.onnx",
+    ),
+    (
+        f"annotate {VIDEOS} --set faces.detector=yunet --set faces.weights={{g}}/bad.jsonl",
+        "{g}/bad.jsonl is no YuNet",
+    ),
+    (
+        f"annotate {VIDEOS} --set faces.detector=scrfd --set faces.weights={{g}}/bad.jsonl",
+        "{g}/bad.jsonl is no ONNX model",
     ),
     (f"annotate {VIDEOS} --set faces.attributes={{g}}/none", "download res34_fair_align_multi_7"),
     (f"annotate {VIDEOS} --set limits.max_failed_fraction=2", "max_failed_fraction"),
@@ -171,6 +190,25 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert len(error.strip().splitlines()) == 1
     assert output == ""
     assert sorted(ground.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [(True, "tells no landmarks; take a *_kps"), (False, "pip install 'emolake[onnx]'")],
+)
+def test_an_scrfd_that_cannot_run_is_told_before_any_work(
+    ground, capsys, monkeypatch, extra: bool, told: str
+) -> None:
+    boxes_only = {"score": np.zeros((4, 2, 1)), "bbox": np.zeros((4, 2, 4))}
+    weights = onnx_detector(ground / "scrfd_10g.onnx", boxes_only, (8, 16, 32))
+    if not extra:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = f"annotate {VIDEOS} --set faces.detector=scrfd --set faces.weights={weights}"
+    assert main(arguments.format(g=ground).split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (ground / "out").exists()
 
 
 def test_an_environment_key_overrides_the_file_and_set_wins(ground, capsys, monkeypatch) -> None:
