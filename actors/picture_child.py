@@ -18,7 +18,7 @@ import numpy as np
 
 from emolake.actors.face_child import die_with_parent, limit_cpu, reason_of
 from emolake.pipeline.errors import VideoError
-from emolake.pipeline.presentation.blur import all_blurred, blurred, boxes_at
+from emolake.pipeline.presentation.blur import hidden
 from emolake.pipeline.storage.files import Storage, is_local
 from emolake.pipeline.video.decode import Source, clock_start, open_video, seek
 from emolake.pipeline.video.frame import Frame
@@ -92,15 +92,8 @@ def _still(source: Source, request: dict[str, Any]) -> bytes:
         return _jpeg(pictures.rgb(last), (last.time or 0.0) - origin, request)
 
 
-def _hidden(picture: Frame, time_s: float, blur: Any) -> Frame:
-    """blur: paths of faces, "all", or None where everything may be seen. time_s: the frame's own."""
-    if blur == "all":
-        return all_blurred(picture)
-    return picture if blur is None else blurred(picture, boxes_at(blur, time_s))
-
-
 def _jpeg(picture: Frame, time_s: float, request: dict[str, Any]) -> bytes:
-    picture = _hidden(picture, time_s, request["blur"])
+    picture = hidden(picture, time_s, request["blur"])
     if request["box"] is not None:
         picture = _around(picture, request["box"])
     height, width = picture.shape[:2]
@@ -127,7 +120,7 @@ def _remake(source: Source, request: dict[str, Any]) -> dict[str, Any]:
     """A stretch as a file that browsers play; from: the time of its first frame."""
 
     def drawn(picture: Frame, time_s: float) -> Frame:
-        return _hidden(picture, time_s, request["blur"])
+        return hidden(picture, time_s, request["blur"])
 
     span = (request["start_s"], request["end_s"])
     begins = excerpt(source, Path(request["target"]), drawn, span, request["width"])

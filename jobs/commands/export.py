@@ -8,7 +8,7 @@ from pathlib import Path
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.errors import UserError, VideoError
-from emolake.pipeline.presentation.export.overlay import write_stills, write_video
+from emolake.pipeline.presentation.export.overlay import painter, write_stills
 from emolake.pipeline.presentation.export.story import Story, read_story
 from emolake.pipeline.presentation.export.text import (
     as_csv,
@@ -19,6 +19,7 @@ from emolake.pipeline.presentation.export.text import (
 )
 from emolake.pipeline.storage.files import Storage, is_local, parse_options
 from emolake.pipeline.video.decode import Source
+from emolake.pipeline.video.transcode import transcode
 
 _TEXTS: dict[str, Callable[[Story], str]] = {
     "csv": as_csv,
@@ -42,6 +43,9 @@ def declare(parser: Parser) -> None:
     }.items():
         parser.option(option, "FILE", what, type=Path)
     parser.option("--frames", "DIR", "a drawn still at the middle of each window", type=Path)
+    parser.flag("--blur-faces", "with --video and --frames: no recognisable face is shown")
+    parser.flag("--no-overlay", "with --video and --frames: nothing is drawn in")
+    parser.flag("--no-sound", "with --video: silent")
     storage_option(parser)
     parser.calls(run, "emolake export out/ interview.mp4 --video drawn.mp4 --elan interview.eaf")
 
@@ -50,6 +54,10 @@ def run(options: Options) -> int:
     asked = {name: getattr(options, name) for name in ("video", "frames", *_TEXTS)}
     if not any(asked.values()):
         raise UserError("export to what? give --video, --frames, --csv, --elan, --vtt, ...")
+    if (options.blur_faces or options.no_overlay) and not (options.video or options.frames):
+        raise UserError("--blur-faces and --no-overlay go with --video or --frames")
+    if options.no_sound and not options.video:
+        raise UserError("--no-sound goes with --video")
     storage = Storage(parse_options(options.storage_options))
     story = read_story(options.output, options.name, storage.options)
     told: dict[str, object] = {"video_id": story.video_id, "uri": story.uri}
@@ -57,17 +65,25 @@ def run(options: Options) -> int:
         if asked[name] is not None:
             _write(name, asked[name], text(story))
             told[name] = str(asked[name])
+    paint = painter(story, overlay=not options.no_overlay, blur=options.blur_faces)
+    if options.blur_faces and not story.whole:
+        told["blurred"] = "all: not all of it was analysed, or faces were met and not kept"
     try:
         if options.video is not None:
-            told["frames_drawn"] = write_video(story, _source(storage, story.uri), options.video)
+            told["frames_drawn"] = transcode(
+                _source(storage, story.uri), options.video, paint, sound=not options.no_sound
+            )
             told["video"] = str(options.video)
         if options.frames is not None:
-            told["stills"] = write_stills(story, _source(storage, story.uri), options.frames)
+            told["stills"] = write_stills(story, _source(storage, story.uri), options.frames, paint)
             told["frames"] = str(options.frames)
     except VideoError as error:
         raise UserError(f"{story.uri} cannot be read any more: {error}") from None
     written = ", ".join(str(path) for path in asked.values() if path is not None)
-    return tell(options, told, f"{story.name}: {len(story.faces)} faces -> {written}")
+    lines = [f"{story.name}: {len(story.faces)} faces -> {written}"]
+    if "blurred" in told:
+        lines.append(f"blurred is {told['blurred']}")
+    return tell(options, told, *lines)
 
 
 def _write(option: str, path: Path, text: str) -> None:

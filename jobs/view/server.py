@@ -31,6 +31,7 @@ from emolake.pipeline.evaluation.audit import UNITS
 from emolake.pipeline.lake.labels import NO_EMOTION, WINDOW
 from emolake.pipeline.lake.schema import VIDEO_ITSELF
 from emolake.pipeline.presentation import view
+from emolake.pipeline.presentation.blur import Hidden, lasting
 from emolake.pipeline.presentation.palette import PALETTE, colour
 from emolake.pipeline.presentation.report.content import read_report
 from emolake.pipeline.presentation.report.page import clock, render
@@ -364,14 +365,16 @@ class Viewer:
         headers = {"Cache-Control": "private, max-age=3600"}
         return web.Response(body=data, content_type="image/jpeg", headers=headers)
 
-    def _blurred(self, video_id: str) -> Any:
-        """Where faces are, "all" where that is not known of all the video, None where all may be seen."""
+    def _blurred(self, video_id: str) -> Hidden:
         if not self.blur:
             return None
         _, tracks = self._rows_of(video_id)
         if not self.index.whole(video_id):
             return "all"
-        return [_from_start_to_end(track) for track in tracks]
+        return [
+            lasting(np.array(_path(track))[:, :5], track["start_s"], track["end_s"]).tolist()
+            for track in tracks
+        ]
 
     async def _media(self, request: web.Request) -> web.StreamResponse:
         """The bytes that are asked for of a video, from wherever it lies."""
@@ -427,19 +430,6 @@ class Viewer:
         if name not in _ASSETS:
             raise web.HTTPNotFound(text="there is no such page")
         return web.Response(text=(_ROOM / name).read_text(), content_type=_ASSETS[name])
-
-
-def _from_start_to_end(track: Mapping[str, Any]) -> list[Any]:
-    """Its path for as long as it lasts: whoever is looked for seldom is there longer than seen, and may go on
-    as they went."""
-    path = np.array([point[:5] for point in _path(track)])
-    begin, end = min(track["start_s"], path[0, 0]), max(track["end_s"], path[-1, 0])
-    last, before = path[-1], path[max(len(path) - 2, 0)]
-    part = (end - last[0]) / max(last[0] - before[0], 1e-3)
-    gone = last[1:] + (last[1:] - before[1:]) * min(part, 1.0)
-    gone = [*np.minimum(gone, last[1:])[:2], *np.maximum(gone, last[1:])[2:]]
-    made: list[Any] = np.vstack([[begin, *path[0, 1:]], path, [end, *gone]]).tolist()
-    return made
 
 
 _ANSWER = ("emotion", "confidence", "uncertain", "transcript", "description", "person_id")

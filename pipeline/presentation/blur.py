@@ -1,9 +1,10 @@
-"""Faces made unrecognisable."""
+"""Faces made unrecognisable, by the tracks of an output."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +18,39 @@ _AROUND_S = 0.6  # before a face was found, and after it was lost
 
 Path = Sequence[tuple[float, float, float, float, float]]
 """time_s, x1, y1, x2, y2 in fractions of the frame, in time order."""
+
+Hidden = Sequence[Path] | Literal["all"] | None
+"""Where faces are, "all" where that is not known of all the video, None where all may be seen."""
+
+
+def all_told(segments: Sequence[Mapping[str, Any]], tracks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all of a video was analysed and each face that was met is told. segments: its rows of `videos`
+    that count; tracks: those of `tracks`."""
+    return (
+        bool(segments)
+        and len(segments) == segments[0]["n_segments"]
+        and all(s["state"] != "failed" and not s["n_dropped_tracks"] for s in segments)
+        and len(tracks) == sum(s["n_tracks"] for s in segments)
+        and all(track["path"] for track in tracks)
+    )
+
+
+def lasting(path: NDArray[np.float64], start_s: float, end_s: float) -> NDArray[np.float64]:
+    """A track's path (N, 5), N >= 1, for as long as the track lasts: whoever is looked for seldom is there
+    longer than seen, and may go on as they went."""
+    begin, end = min(start_s, path[0, 0]), max(end_s, path[-1, 0])
+    last, before = path[-1], path[max(len(path) - 2, 0)]
+    part = (end - last[0]) / max(last[0] - before[0], 1e-3)
+    gone = last[1:] + (last[1:] - before[1:]) * min(part, 1.0)
+    gone = np.concatenate([np.minimum(gone, last[1:])[:2], np.maximum(gone, last[1:])[2:]])
+    return np.vstack([[begin, *path[0, 1:]], path, [end, *gone]])
+
+
+def hidden(picture: Frame, time_s: float, faces: Hidden) -> Frame:
+    """A frame (H, W, 3) with no recognisable face. time_s: the frame's own."""
+    if faces == "all":
+        return all_blurred(picture)
+    return picture if faces is None else blurred(picture, boxes_at(faces, time_s))
 
 
 def boxes_at(paths: Iterable[Path], time_s: float) -> list[NDArray[np.float64]]:

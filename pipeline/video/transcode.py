@@ -20,12 +20,14 @@ from emolake.pipeline.video.picture import Pictures
 _AAC_FRAME = 1024  # samples
 
 
-def transcode(source: Source, target: Path, drawn: Callable[[Frame, float], Frame]) -> int:
+def transcode(
+    source: Source, target: Path, drawn: Callable[[Frame, float], Frame], *, sound: bool = True
+) -> int:
     """Writes H.264, every frame at its own time; the number of frames. drawn: a frame (H, W, 3) RGB and its
     time in seconds -> what is written. Sound is copied where the target's container takes it, else encoded
     as AAC. UserError where the target cannot be written."""
     with open_video(source) as (container, video), _written(target) as out:
-        return _Transcoding(container, video, out, drawn).run()
+        return _Transcoding(container, video, out, drawn, sound=sound).run()
 
 
 def excerpt(
@@ -56,6 +58,8 @@ class _Transcoding:
         drawn: Callable[[Frame, float], Frame],
         span: tuple[float, float] | None = None,
         width: int | None = None,
+        *,
+        sound: bool = True,
     ) -> None:
         self._container, self._video, self._out, self._drawn = container, video, out, drawn
         self._span, self._width = span, width
@@ -63,7 +67,8 @@ class _Transcoding:
         self._pictures = Pictures(video)
         self._stream: Any = None
         self._deinterlacer: Graph | None = None
-        self._sound = _Sound(out, container, whole=span is None)
+        heard = list(container.streams.audio[:1]) if sound else []
+        self._sound = _Sound(out, heard, whole=span is None)
         self.first_s: float | None = None
 
     def run(self) -> int:
@@ -167,14 +172,14 @@ def _video_stream(out: Any, picture: Frame, base: Fraction) -> Any:
 
 
 class _Sound:
-    """The first sound stream of the source, copied or encoded into the target. whole: all of it; else from
+    """At most one sound stream of the source, copied or encoded into the target. whole: all of it; else from
     `begins_s` of the source's clock on, which is 0 in the target, and always encoded."""
 
-    def __init__(self, out: Any, container: Any, *, whole: bool) -> None:
+    def __init__(self, out: Any, source: list[Any], *, whole: bool) -> None:
         self._out = out
         self._whole = whole
         self.begins_s = 0.0
-        self.source: list[Any] = list(container.streams.audio[:1])
+        self.source = source
         self._stream: Any = None
         self._copies = False
         for stream in self.source:

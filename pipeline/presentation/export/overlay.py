@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 
 from emolake.pipeline.errors import UserError
+from emolake.pipeline.presentation.blur import Hidden, hidden, lasting
 from emolake.pipeline.presentation.export.story import Face, Story
 from emolake.pipeline.presentation.palette import rgb
 from emolake.pipeline.video.decode import Source, clock_start, open_video
 from emolake.pipeline.video.frame import Frame
 from emolake.pipeline.video.picture import Pictures
-from emolake.pipeline.video.transcode import frames_of, transcode
+from emolake.pipeline.video.transcode import frames_of
 
 _STRIP = 0.05  # height of the timeline strip, as a part of the frame's
 _BARS = 3  # labels shown beside a face
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def write_video(story: Story, source: Source, target: Path) -> int:
-    """`transcode` with what was found drawn in."""
-    return transcode(source, target, lambda picture, time_s: drawn_on(picture, story, time_s))
+Painter = Callable[[Frame, float], Frame]
+"""A frame (H, W, 3) and its time in seconds -> what is written of it."""
 
 
-def write_stills(story: Story, source: Source, folder: Path) -> int:
+def painter(story: Story, *, overlay: bool = True, blur: bool = False) -> Painter:
+    """overlay: draws in what was found; blur: shows no recognisable face, and of a video that was not
+    analysed whole nothing at all."""
+    faces: Hidden = None
+    if blur:
+        lasts = [lasting(f.path, f.start_s, f.end_s).tolist() for f in story.faces if len(f.path)]
+        faces = lasts if story.whole else "all"
+
+    def paint(picture: Frame, time_s: float) -> Frame:
+        shown = hidden(picture, time_s, faces)
+        return drawn_on(shown, story, time_s) if overlay else shown
+
+    return paint
+
+
+def write_stills(story: Story, source: Source, folder: Path, paint: Painter) -> int:
     """A PNG at the middle of each window, named by time and face; the number of files."""
     wanted = sorted(
         ((w["start_s"] + w["end_s"]) / 2, face.name) for face in story.faces for w in face.windows
@@ -42,7 +58,7 @@ def write_stills(story: Story, source: Source, folder: Path) -> int:
                 while made < len(wanted) and wanted[made][0] <= time_s:
                     middle, name = wanted[made]
                     path = folder / f"{middle:09.3f}_{name.replace(' ', '')}.png"
-                    drawn = drawn_on(pictures.rgb(frame), story, time_s)
+                    drawn = paint(pictures.rgb(frame), time_s)
                     cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
                     made += 1
                 if made == len(wanted):

@@ -19,9 +19,12 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import first_model
 from emolake.pipeline.lake.ledger import ledger_parts
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, opened
+from emolake.pipeline.presentation.blur import all_told
 
 _SHORTEST_ID = 6  # letters of a video_id
 _MOST_NAMED = 5
+_TOLD = ["video_id", "uri", "commit_id", "duration_s", "fps", "n_segments", "state", "n_tracks"]
+_TOLD += ["n_dropped_tracks"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class Face:
 
 @dataclass(frozen=True)
 class Story:
-    """One video and its faces, by start."""
+    """One video and its faces, by start. whole: all of it was analysed, and every face that was met is
+    here."""
 
     video_id: str
     uri: str
     duration_s: float
     faces: list[Face]
     fps: float | None = None
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -105,11 +110,11 @@ def story_of(snapshot: Snapshot, video: str) -> Story:
     by_track: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for window in sorted(first_model(windows), key=lambda w: w["start_s"]):
         by_track.setdefault((window["segment"], window["track_id"]), []).append(window)
-    faces = [_face(track, by_track[track["segment"], track["track_id"]]) for track in tracks]
+    faces = [face_of(track, by_track[track["segment"], track["track_id"]]) for track in tracks]
     lengths = [row["duration_s"] or 0.0 for row in rows]
     duration = max([*lengths, *(face.end_s for face in faces)])
     faces.sort(key=lambda f: (f.start_s, f.track_id))
-    return Story(video_id, uri, duration, faces, rows[0]["fps"])
+    return Story(video_id, uri, duration, faces, rows[0]["fps"], all_told(rows, tracks))
 
 
 def _is_file(uri: str, name: str) -> bool:
@@ -124,9 +129,7 @@ def _named(ledger: pa.Table, video: str) -> list[dict[str, Any]]:
     whole = pc.equal(video_id, video)
     begun = pc.starts_with(video_id, video) if len(video) >= _SHORTEST_ID else whole
     meant = ledger.filter(pc.or_(named, begun))
-    rows: list[dict[str, Any]] = meant.select(
-        ["video_id", "uri", "commit_id", "duration_s", "fps"]
-    ).to_pylist()
+    rows: list[dict[str, Any]] = meant.select(_TOLD).to_pylist()
     return rows
 
 
@@ -137,7 +140,8 @@ def _of(table: pa.Table, video_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _face(track: dict[str, Any], windows: list[dict[str, Any]]) -> Face:
+def face_of(track: dict[str, Any], windows: list[dict[str, Any]]) -> Face:
+    """windows: the rows of the track's windows, in time order."""
     path = track["path"] or []
     return Face(
         track["segment"],

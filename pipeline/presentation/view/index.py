@@ -40,6 +40,7 @@ from emolake.pipeline.lake.layout import LEDGER, DataFile, Lake
 from emolake.pipeline.lake.ledger import ledger_parts, newest_versions
 from emolake.pipeline.lake.reading import Snapshot, in_one_moment, table_schema
 from emolake.pipeline.lake.schema import LABELS, VIDEO_ITSELF
+from emolake.pipeline.presentation.blur import all_told
 from emolake.pipeline.presentation.view import PER, QUEUES
 from emolake.pipeline.storage.shards import Joined
 
@@ -425,13 +426,7 @@ class Index:
         """Whether all of a video was analysed and each face that was met is told."""
         segments = self.video(video_id)
         _, tracks = self.rows_of(video_id)
-        return (
-            bool(segments)
-            and len(segments) == segments[0]["n_segments"]
-            and all(s["state"] != "failed" and not s["n_dropped_tracks"] for s in segments)
-            and len(tracks) == sum(s["n_tracks"] for s in segments)
-            and all(track["path"] for track in tracks)
-        )
+        return all_told(segments, tracks)
 
     def said_of(self, video_id: str) -> list[dict[str, Any]]:
         return [row for row in self.labels.standing() if row["video_id"] == video_id]

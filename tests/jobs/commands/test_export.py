@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,14 +10,21 @@ import av
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from emolake.jobs.cli import main
+from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
+from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.stage import FaceStage, make_detector
 from emolake.pipeline.lake.commit import commit_segments
-from emolake.pipeline.presentation.export.overlay import drawn_on, write_video
-from emolake.pipeline.presentation.export.story import read_story
+from emolake.pipeline.presentation.export.overlay import drawn_on, painter
+from emolake.pipeline.presentation.export.story import Story, face_of, read_story
 from emolake.pipeline.presentation.palette import rgb
+from emolake.pipeline.video.decode import Ending, sampled_frames
+from emolake.pipeline.video.transcode import transcode
 from tests.conftest import read_rows
 from tests.pipeline.lake.test_lake import RUN, lake_at, no_fence, segment
+from tests.pipeline.video.test_odd_videos import film, portrait
 
 
 def windows_of(output: Path, name: str) -> list[dict]:
@@ -84,11 +92,74 @@ def test_sound_is_kept(clips: Path, demo_output: Path, tmp_path: Path) -> None:
     story = read_story(str(demo_output), "portrait.mp4")
     for name, codec in (("single_face.mp4", "mp3"), ("WolfgangLanger_Pexels.mp4", "aac")):
         target = tmp_path / name
-        assert write_video(story, str(clips / name), target) > 50
+        assert transcode(str(clips / name), target, painter(story)) > 50
         with av.open(str(clips / name)) as ours, av.open(str(target)) as theirs:
             assert theirs.streams.audio[0].codec_context.codec.canonical_name == codec
             lengths = [sum(f.samples for f in c.decode(audio=0)) for c in (ours, theirs)]
         assert lengths[1] == pytest.approx(lengths[0], abs=4096)
+
+
+def faces_of(path: Path) -> list[int]:
+    """How many faces MTCNN is sure of in each frame."""
+    detector = make_detector(FacesConfig())
+    with av.open(str(path)) as film:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    found = [faces for k in range(0, len(pictures), 8) for faces in detector(pictures[k : k + 8])]
+    return [int((faces.scores >= FacesConfig().min_score).sum()) for faces in found]
+
+
+def test_with_blurred_faces_a_detector_finds_none_in_any_frame(
+    demo_output: Path, tmp_path: Path
+) -> None:
+    plain, safe = tmp_path / "plain.mp4", tmp_path / "safe.mp4"
+    for path, more in ((plain, []), (safe, ["--blur-faces", "--no-sound"])):
+        asked = ["export", str(demo_output), "portrait.mp4", "--video", str(path), "--no-overlay"]
+        assert main([*asked, *more]) == 0
+    assert set(faces_of(plain)) == {1}
+    assert set(faces_of(safe)) == {0}
+
+
+def test_faces_that_move_and_hide_for_a_while_are_blurred_all_the_while(tmp_path: Path) -> None:
+    walkers = film(tmp_path / "walkers.mp4", [walking(k) for k in range(100)])
+    safe = tmp_path / "safe.mp4"
+    stage = FaceStage(FacesConfig(), WindowsConfig(), Needs(), 4.0)
+    found = stage(sampled_frames(str(walkers), DecodeConfig(), 0.0, math.inf, Ending()))
+    assert found.n_dropped_tracks == 0
+    faces = [face_of(track | {"segment": 0}, []) for track in found.tracks]
+    story = Story("v", str(walkers), found.seen_s, faces, whole=True)
+    assert transcode(str(walkers), safe, painter(story, overlay=False, blur=True)) == 100
+    assert max(faces_of(walkers)) == 2
+    assert set(faces_of(safe)) == {0}
+
+
+def walking(k: int) -> NDArray[np.uint8]:
+    """Two people who cross the picture; one passes behind a pillar."""
+    picture = np.full((360, 640, 3), (70, 90, 110), np.uint8)
+    for left, top in ((20 + 3 * k, 20), (500 - 3 * k, 200)):
+        picture[top : top + 140, left : left + 120] = portrait(120, 140)
+    picture[180:, 280:340] = 40
+    return picture
+
+
+def test_of_a_video_that_was_not_analysed_whole_nothing_is_shown(tmp_path: Path, capsys) -> None:
+    lake = lake_at(tmp_path / "out")
+    clip = film(tmp_path / "talk.mp4", [walking(k) for k in range(5)])
+    row = segment("5eed00aa", uri=str(clip), of=2, n_dropped_tracks=1)
+    commit_segments(lake, [row], RUN, no_fence)
+    target = tmp_path / "safe.mp4"
+    asked = ["export", lake.uri, "talk", "--video", str(target), "--blur-faces", "--no-overlay"]
+    assert main(asked) == 0
+    assert "blurred is all" in capsys.readouterr().out
+    with av.open(str(target)) as told:
+        pictures = [frame.to_ndarray(format="gray") for frame in told.decode(video=0)]
+    assert all(cv2.Laplacian(picture, cv2.CV_64F).std() < 10 for picture in pictures)
+
+
+def test_sound_is_left_out_where_that_is_asked_for(clips: Path, tmp_path: Path) -> None:
+    target = tmp_path / "silent.mp4"
+    transcode(str(clips / "single_face.mp4"), target, lambda picture, _: picture, sound=False)
+    with av.open(str(target)) as film:
+        assert [stream.type for stream in film.streams] == ["video"]
 
 
 def test_stills_show_the_middle_of_each_window(demo_output: Path, tmp_path: Path, capsys) -> None:
@@ -108,6 +179,8 @@ def test_stills_show_the_middle_of_each_window(demo_output: Path, tmp_path: Path
         ("{o} nobody.mp4 --csv {t}/x.csv", "holds no video 'nobody.mp4'"),
         ("{t} portrait.mp4 --csv {t}/x.csv", "holds no run"),
         ("{o} portrait.mp4 --csv {t}/none/x.csv", "cannot be written"),
+        ("{o} portrait.mp4 --csv {t}/x.csv --blur-faces", "go with --video or --frames"),
+        ("{o} portrait.mp4 --frames {t}/x --no-sound", "goes with --video"),
         ("{o} portrait.mp4 --video {t}/x.webm", "name a .mp4"),
         ("{o} portrait.mp4 --video {t}/none/x.mp4", "cannot be written"),
     ],

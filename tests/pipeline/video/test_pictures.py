@@ -23,16 +23,16 @@ from emolake.pipeline.video.decode import Ending, probe, sampled_frames
 from emolake.pipeline.video.frame import Frame, TimedFrame
 from emolake.pipeline.video.picture import square
 
-WIDTH, HEIGHT, RATE, FRAMES = 768, 576, 25, 25
+WIDTH, HEIGHT, RATE, FRAMES = 512, 384, 25, 25
+SCENE = np.asarray(cv2.resize(np.asarray(data.astronaut())[:320], (854, 534)), np.uint8)
 BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
 """BT.709 -> BT.2020, linear light (ITU-R BT.2087)."""
 
 
 def moment(at: float) -> Frame:
-    """What the camera saw at a frame's time: a face that moves 12 pixels a frame."""
-    whole = cv2.resize(np.asarray(data.astronaut())[:320], (1280, 800))
-    left = round(12 * at)
-    return np.ascontiguousarray(whole[100 : 100 + HEIGHT, left : left + WIDTH], np.uint8)
+    """What the camera saw at a frame's time: a face that moves 8 pixels a frame."""
+    left = round(8 * at)
+    return np.ascontiguousarray(SCENE[66 : 66 + HEIGHT, left : left + WIDTH])
 
 
 def woven(k: int) -> Frame:
@@ -158,9 +158,9 @@ def turned(*how: Any) -> Callable[[int], Frame]:
 
 HD10: dict[str, Any] = {"suffix": ".mkv", "codec": "ffv1", "pix_fmt": "yuv420p10le", "matrix": 9}
 WAYS: dict[str, dict[str, Any]] = {
-    "oblong_pixels_of_pal": {"shown": squeezed(720, 576), "aspect": Fraction(16, 15)},
-    "oblong_pixels_of_ntsc": {"shown": squeezed(768, 480), "aspect": Fraction(5, 6)},
-    "half_the_width": {"shown": squeezed(384, 576), "aspect": Fraction(2, 1)},
+    "oblong_pixels_of_pal": {"shown": squeezed(480, 384), "aspect": Fraction(16, 15)},
+    "oblong_pixels_of_ntsc": {"shown": squeezed(512, 320), "aspect": Fraction(5, 6)},
+    "half_the_width": {"shown": squeezed(256, 384), "aspect": Fraction(2, 1)},
     "interlaced_mpeg2": {
         "suffix": ".mpg", "codec": "mpeg2video", "shown": lambda k: by_fields(woven(k)),
         "flags": "+ildct+ilme", "top": "1", "b": "8M",
@@ -201,6 +201,29 @@ WAYS: dict[str, dict[str, Any]] = {
     "mirrored_and_turned": {
         "shown": turned(lambda p: p.swapaxes(0, 1)), "after": placed(0, 1, 1, 0),
     },
+    "turned_and_oblong": {
+        "shown": turned(np.rot90, lambda p: cv2.resize(p, (360, 512))),
+        "aspect": Fraction(16, 15), "after": placed(0, 1, -1, 0),
+    },
+    "hdr_of_a_phone_upright": {
+        "suffix": ".mov", "codec": "libx265", "pix_fmt": "yuv420p10le", "matrix": 9,
+        "shown": lambda k: np.rot90(hlg(k)), "after": placed(0, 1, -1, 0),
+        "colours": {"color_trc": 18, "color_primaries": 9, "colorspace": 9},
+        "x265-params": "log-level=none", "crf": "14", "preset": "ultrafast",
+    },
+    "hevc": {"codec": "libx265", "x265-params": "log-level=none", "preset": "ultrafast", "crf": "14"},
+    "vp9": {"suffix": ".webm", "codec": "libvpx-vp9", "deadline": "realtime", "b": "6M"},
+    "av1": {"codec": "libsvtav1", "preset": "12", "crf": "20"},
+    "prores": {"suffix": ".mov", "codec": "prores_ks", "pix_fmt": "yuv422p10le"},
+    "motion_jpeg_2000": {"suffix": ".mkv", "codec": "jpeg2000", "pix_fmt": "yuv422p"},
+    "windows_media": {"suffix": ".wmv", "codec": "wmv2", "b": "8M"},
+    "flash": {"suffix": ".flv", "codec": "flv1", "b": "8M"},
+    "mpeg4_part_2": {"suffix": ".avi", "codec": "mpeg4", "b": "8M"},
+    "raw_uyvy": {"suffix": ".mov", "codec": "rawvideo", "pix_fmt": "uyvy422"},
+    "raw_from_below": {"suffix": ".avi", "codec": "rawvideo", "pix_fmt": "bgr24"},
+    "four_one_one": {"suffix": ".mkv", "codec": "ffv1", "pix_fmt": "yuv411p"},
+    "sixteen_bits_rgb": {"suffix": ".mkv", "codec": "ffv1", "pix_fmt": "gbrp16le"},
+    "screen_recording_with_alpha": {"suffix": ".mov", "codec": "qtrle", "pix_fmt": "argb"},
 }  # fmt: skip
 
 
@@ -248,7 +271,7 @@ def test_it_is_seen_as_the_plain_film_is(
     for a, b in zip(ours.frames, plain.frames, strict=True):
         assert abs(a.width - WIDTH) <= 1
         assert abs(a.height - HEIGHT) <= 1
-        assert np.abs(thumbnail(a) - thumbnail(b)).mean() < 2.5
+        assert np.abs(thumbnail(a) - thumbnail(b)).mean() < 3
     assert ours.box == pytest.approx(plain.box, abs=0.03 * (plain.box[3] - plain.box[1]))
     assert max(ours.scores, key=ours.scores.__getitem__) == max(
         plain.scores, key=plain.scores.__getitem__
@@ -259,7 +282,7 @@ def test_it_is_seen_as_the_plain_film_is(
 
 
 def thumbnail(frame: TimedFrame) -> NDArray[np.int64]:
-    small = cv2.resize(frame.rgb(), (192, 144), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(frame.rgb(), (128, 96), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.int64)
 
 
