@@ -81,6 +81,8 @@ def mislead(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     )  # nobody sees another's process
     monkeypatch.setattr(Lease, "_beat", lambda self: None)
     monkeypatch.setattr(lease, "TTL_S", 0.0)
+    # `forget` leaves it at its default, and a play would wait a minute for a holder that was killed.
+    monkeypatch.setitem(Lease.acquire.__func__.__kwdefaults__, "ttl_s", 0.0)
     monkeypatch.setattr(layout, "ThreadPoolExecutor", AtOnce)
 
 
