@@ -10,8 +10,6 @@ from torch import Tensor
 
 from emolake.pipeline.errors import UserError, in_a_line
 
-_IGNORED = -100
-
 
 class TextModel:
     """A folder of the hub's form. limit: tokens of a written answer."""
@@ -26,8 +24,10 @@ class TextModel:
             config = transformers.AutoConfig.from_pretrained(folder, **local)
             self.seq2seq = bool(config.is_encoder_decoder)
             kind = "AutoModelForSeq2SeqLM" if self.seq2seq else "AutoModelForCausalLM"
+            # An encoder counts its places from the left, padding and all; a decoder goes on at the right.
+            side = "right" if self.seq2seq else "left"
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, padding_side="left", **local
+                folder, padding_side=side, **local
             )
             self.model: Any = getattr(transformers, kind).from_pretrained(
                 folder,
@@ -45,7 +45,7 @@ class TextModel:
 
     @torch.inference_mode()
     def write(self, prompts: list[str]) -> list[str]:
-        """The answer to each, greedily, in one batch padded on the left."""
+        """The answer to each, greedily, in one padded batch."""
         if not prompts:
             return []
         given = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
@@ -70,36 +70,47 @@ class TextModel:
 
     @torch.inference_mode()
     def score(self, prompts: list[str], answers: Sequence[str]) -> Tensor:
-        """(P, A) float32 log-probability of each answer after each prompt."""
-        return torch.stack([self._scored(one, answers) for one in prompts]).cpu()
-
-    def _scored(self, asked: str, answers: Sequence[str]) -> Tensor:
-        rows = [self._ids(answer) for answer in answers]
+        """(P, A) float32 log-probability of each answer after each prompt. Prompts are read once, in one
+        padded batch; each answer then goes on from there."""
+        given = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
+        seen = given["attention_mask"]
+        rows = [torch.tensor(self._ids(answer), device=self.device) for answer in answers]
         if self.seq2seq:
-            given = self.tokenizer(asked, return_tensors="pt").to(self.device)
-            labels = _padded(rows, _IGNORED).to(self.device)
-            encoded = given["input_ids"].expand(len(rows), -1)
-            return _log_probability(self.model(input_ids=encoded, labels=labels).logits, labels)
-        before: list[int] = self.tokenizer(asked)["input_ids"]
-        # Padding stands on the right, where no token that counts can see it.
-        whole = _padded([before + row for row in rows], self.tokenizer.pad_token_id)
-        ignored = [_IGNORED] * len(before)
-        labels = _padded([ignored + row for row in rows], _IGNORED).to(self.device)
-        logits = self.model(input_ids=whole.to(self.device)).logits
-        return _log_probability(logits[:, :-1], labels[:, 1:])
+            encoded = self.model.get_encoder()(input_ids=given["input_ids"], attention_mask=seen)
+
+            def logits_of(ids: Tensor) -> Tensor:
+                return self.model(encoder_outputs=encoded, attention_mask=seen, labels=ids).logits
+        else:
+            places = (seen.cumsum(-1) - 1).clamp_min(0)
+            read = self.model(
+                input_ids=given["input_ids"], attention_mask=seen, position_ids=places,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            cache = read.past_key_values
+
+            def logits_of(ids: Tensor) -> Tensor:
+                further = ids.shape[1] - 1
+                if not further:
+                    return read.logits
+                out = self.model(
+                    input_ids=ids[:, :-1],
+                    attention_mask=torch.cat([seen, torch.ones_like(ids[:, :-1])], 1),
+                    position_ids=places[:, -1:] + 1 + torch.arange(further, device=self.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                cache.crop(-further)
+                return torch.cat([read.logits, out.logits], 1)
+
+        told = [_log_probability(logits_of(row.repeat(len(prompts), 1)), row) for row in rows]
+        return torch.stack(told, 1).cpu()
 
     def _ids(self, answer: str) -> list[int]:
         ids: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return ids
 
 
-def _padded(rows: list[list[int]], filler: int) -> Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
-
-
-def _log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """(A, S, V) and (A, S) with _IGNORED -> (A,): sum over the tokens that count."""
+def _log_probability(logits: Tensor, ids: Tensor) -> Tensor:
+    """(P, S, V) and (S,) -> (P,): sum over the answer's tokens."""
     told = logits.float().log_softmax(-1)
-    each = told.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    return (each * (labels != _IGNORED)).sum(-1)
+    return told[:, torch.arange(len(ids), device=ids.device), ids].sum(-1)

@@ -9,11 +9,17 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
     GenerationConfig,
     HubertConfig,
     HubertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -116,8 +122,8 @@ def random_encoders(folder: Path) -> dict[str, str]:
     return {name: str(folder / name) for name in models}
 
 
-def random_text_model(folder: Path, *, seq2seq: bool = False) -> Path:
-    """As the hub has a text model: LLaMA's or T5's classes, and their tokenizer."""
+def random_text_model(folder: Path, *, seq2seq: bool = False, kind: str | None = None) -> Path:
+    """As the hub has a text model: LLaMA's or T5's classes, or those of `kind`, and a tokenizer."""
     torch.manual_seed(0)
     plain = train_tokenizer(["joy, love, optimism 0.5 -3: neutral or no emotion"], 390)
     tokenizer = PreTrainedTokenizerFast(
@@ -125,18 +131,41 @@ def random_text_model(folder: Path, *, seq2seq: bool = False) -> Path:
     )
     tokenizer.save_pretrained(folder)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    if seq2seq:
-        config = T5Config(
-            vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
-            decoder_start_token_id=2, **ids,
-        )  # fmt: skip
-        T5ForConditionalGeneration(config).save_pretrained(folder)
-    else:
-        config = LlamaConfig(
-            vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, **ids,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder)
+    heads = {"decoder_start_token_id": 2, **ids}
+    match kind or ("t5" if seq2seq else "llama"):
+        case "t5":
+            model = T5ForConditionalGeneration(
+                T5Config(
+                    vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, **heads
+                )
+            )
+        case "bart":
+            model = BartForConditionalGeneration(
+                BartConfig(
+                    vocab_size=400, d_model=32, encoder_layers=2, decoder_layers=2,
+                    encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
+                    decoder_ffn_dim=48, **heads,
+                )
+            )  # fmt: skip
+        case "opt":
+            model = OPTForCausalLM(
+                OPTConfig(
+                    vocab_size=400, hidden_size=32, ffn_dim=48, num_hidden_layers=2,
+                    num_attention_heads=2, word_embed_proj_dim=32, **ids,
+                )
+            )  # fmt: skip
+        case "bloom":
+            model = BloomForCausalLM(
+                BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2, **ids)
+            )
+        case _:
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=2, **ids,
+                )
+            )  # fmt: skip
+    model.save_pretrained(folder)
     return folder
 
 

@@ -22,6 +22,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.encoding import encode_crop
 from emolake.pipeline.faces.needs import CropView, FrameView, Needs
 from emolake.pipeline.labels import LABEL_SETS
+from emolake.pipeline.models.text import TextModel
 from emolake.pipeline.video.sound import RATE, Sound
 from tests.pipeline.annotators.systems import (
     landmark_network,
@@ -307,14 +308,15 @@ def test_answers_are_read_strictly(read, answer: str, value: object) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("seq2seq", [False, True])
-def test_text_models_score_as_one_forward_per_answer_would(tmp_path: Path, seq2seq: bool) -> None:
-    model = load_annotator(
-        str(random_text_model(tmp_path / "model", seq2seq=seq2seq)), AnnotatorConfig(), "cpu"
-    ).text
-    asked = EMOTIONS.prompt("What a day!")
+@pytest.mark.parametrize("kind", ["llama", "opt", "bloom", "t5", "bart"])
+def test_text_models_score_as_one_forward_per_answer_would(tmp_path: Path, kind: str) -> None:
+    model = TextModel(str(random_text_model(tmp_path / "model", kind=kind)), "cpu", limit=4)
+    seq2seq = kind in ("t5", "bart")
+    prompts = [EMOTIONS.prompt(text) for text in ("What a day!", "No.", "It was " * 20)]
     answers = ["joy", "optimism", "no"]
-    for answer, score in zip(answers, model.score([asked], answers)[0], strict=True):
+    scores = model.score(prompts, answers)
+    each = [(p, a, scores[i, k]) for i, p in enumerate(prompts) for k, a in enumerate(answers)]
+    for asked, answer, score in each:
         ids = model._ids(answer)
         total = 0.0
         for k, token in enumerate(ids):
@@ -329,6 +331,8 @@ def test_text_models_score_as_one_forward_per_answer_would(tmp_path: Path, seq2s
                 logits = model.model(input_ids=torch.cat([before, tail], 1)).logits
             total += float(logits[0, -1].float().log_softmax(-1)[token])
         assert float(score) == pytest.approx(total, abs=1e-4)
+    alone = [answer for prompt in prompts for answer in model.write([prompt])]
+    assert model.write(prompts) == alone
 
 
 @pytest.mark.parametrize("seq2seq", [False, True])
