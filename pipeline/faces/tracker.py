@@ -17,9 +17,9 @@ from scipy.optimize import linear_sum_assignment
 
 from emolake.pipeline.faces.detector import Detections, pairwise_iou
 
-_SPEED_OF = 3  # last sightings that tell a face's speed; more lag behind one that turns
 _MOST_STEPS_AHEAD = 4.0  # a face that was moving when it was lost has rarely kept on longer
 _WIDER = 0.5  # of its width and height, by which a box is made larger on each side in the last pass
+_OTHER_SIZE = 1.2  # times as wide or as narrow as expected, and there it is somebody else's
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,16 @@ class Track:
         return sorted([*self.sightings, *self.bridged], key=lambda place: place.time_s)
 
     def predicted(self, time_s: float) -> NDArray[np.float32]:
-        """The box expected at a time: of the last sightings' mean size, on the line through them."""
-        recent = self.sightings[-_SPEED_OF:]
-        if len(recent) < 2:
-            return recent[-1].box
-        times = np.array([s.time_s for s in recent])
-        boxes = np.stack([s.box for s in recent])
+        """The box expected at a time: moved on at the last speed, of the last two's mean size, since a
+        detector's boxes breathe."""
+        if len(self.sightings) < 2:
+            return self.sightings[-1].box
+        before, last = self.sightings[-2:]
+        steps = (time_s - last.time_s) / max(last.time_s - before.time_s, 1e-6)
+        boxes = np.stack([before.box, last.box])
         centres, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).mean(0) / 2
-        step = times[-1] - times[-2]
-        ahead = min(time_s, times[-1] + _MOST_STEPS_AHEAD * step) - times.mean()
-        spread = times - times.mean()
-        speed = spread @ centres / max(float(spread @ spread), 1e-9)
-        centre = centres.mean(0) + speed * ahead
-        return np.concatenate([centre - half, centre + half]).astype(np.float32)
+        centre = centres[1] + (centres[1] - centres[0]) * np.float32(min(steps, _MOST_STEPS_AHEAD))
+        return np.concatenate([centre - half, centre + half])
 
     def see(self, sighting: Sighting) -> None:
         """Goes on with a sighting and bridges the gap before it, if there is one."""
@@ -157,6 +154,10 @@ class Tracker:
         expected = _widened([track.predicted(time_s) for track in tracks], wider)
         stayed = _widened([track.sightings[-1].box for track in tracks], wider)
         iou = np.maximum(pairwise_iou(expected, boxes), pairwise_iou(stayed, boxes))
+        if wider:
+            side, told = expected[:, 2] - expected[:, 0], boxes[:, 2] - boxes[:, 0]
+            other = np.abs(np.log(told[None] / side[:, None])) > np.log(_OTHER_SIZE)
+            iou = np.where(other, np.float32(0), iou)
         rows, columns = linear_sum_assignment(-iou)
         matched = iou[rows, columns] >= self.min_iou
         for row, column in zip(rows[matched], columns[matched], strict=True):
