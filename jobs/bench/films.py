@@ -4,7 +4,6 @@ moment, crowds that cross, and edits."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import cv2
@@ -249,8 +248,3 @@ def _shot(scene: Frame, moves: str, length: int, rng: np.random.Generator) -> li
             frame = np.clip(lit, 0, 255).astype(np.uint8)
         frames.append(frame)
     return frames
-
-
-def clean(frames: list[Frame]) -> Iterator[TimedFrame]:
-    """Frames of an edit at the sampling rate."""
-    return (timed_frame(k / FPS, frame) for k, frame in enumerate(frames))

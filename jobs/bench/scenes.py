@@ -299,7 +299,7 @@ def _cutters(config: FacesConfig, frames: list[Frame]) -> dict[str, list[int]]:
     """The frames at which each detector says that a shot begins; PySceneDetect's where it is there."""
     is_cut = CutDetector(config.cut_threshold)
     width = FacesConfig().detect_width
-    looked = [frame.rgb(width) for frame in films.clean(frames)]
+    looked = [timed_frame(k / FPS, frame).rgb(width) for k, frame in enumerate(frames)]
     told = {"emolake": [k for k, frame in enumerate(looked) if is_cut(frame)]}
     try:
         import scenedetect
@@ -328,9 +328,11 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     columns: dict[str, None] = {}
     for row in rows:
         group, condition, system, what = row["name"].split(" | ")
-        count = "false" in what or "fragments" in condition or condition == "false"
-        value = row["ours"] / max(row["peer"], 1e-9) if "false" in what else row["ours"]
-        value = value if count else row["ratio"]
+        value = row["ratio"]
+        if what == "false/frame":
+            value = row["ours"] / row["peer"]
+        elif row["unit"] in ("tracks", "cuts"):
+            value = row["ours"]
         column = f"{system} {what}".strip()
         columns[column] = None
         mark = "" if row["ok"] else " below"
@@ -344,4 +346,3 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 _PARTS: dict[str, Callable[[list[Head], Systems, int], Iterator[Measurement]]] = {
     "stills": _stills, "brief": _brief, "crowds": _crowds, "cuts": _cuts,
 }  # fmt: skip
-PARTS = tuple(_PARTS)

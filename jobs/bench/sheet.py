@@ -60,8 +60,8 @@ def scenes_sheet(heads: list[Head], systems: dict[str, FaceSearch], target: Path
     UserError where the picture cannot be written.
     """
     tiles = []
-    for condition in films.CONDITIONS:
-        picture, truth = films.still(condition, heads, np.random.default_rng(0))
+    for seed, condition in enumerate(films.CONDITIONS):
+        picture, truth = films.still(condition, heads, np.random.default_rng(seed))
         seen, told = picture.copy(), []
         for box in truth.values():
             _draw(seen, box, _TRUE, dashed=False, text="")
