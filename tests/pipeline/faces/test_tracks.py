@@ -149,7 +149,7 @@ def test_a_face_that_jumps_out_of_its_box_is_still_itself() -> None:
 def test_a_face_of_another_size_beside_a_lost_one_is_somebody_else() -> None:
     follow = tracker()
     for k in range(8):
-        follow.update(k / 4, faces_at((0, 0, 50, 60) if k < 4 else (55, 0, 85, 36)), cut=False)
+        follow.update(k / 4, faces_at((0, 0, 50, 60) if k < 4 else (40, 10, 70, 46)), cut=False)
     assert [len(t.sightings) for t in follow.finish()] == [4, 4]
 
 
