@@ -157,11 +157,11 @@ def _brief(heads: list[Head], systems: Systems, scenes: int) -> Iterator[Measure
 
 
 def _noticed(film: Film, search: FaceSearch) -> bool:
+    looks = list(search(film.frames))  # to the end, since what is searched is counted
+    sure = [look.found().select(look.found().scores >= search.config.min_score) for look in looks]
     return any(
-        count_found(
-            {1: here[1]}, look.found().select(look.found().scores >= search.config.min_score)
-        )
-        for here, look in zip(film.truth, search(film.frames), strict=True)
+        count_found({1: here[1]}, faces)
+        for here, faces in zip(film.truth, sure, strict=True)
         if 1 in here
     )
 
