@@ -167,7 +167,8 @@ def _harvested(folder: Path) -> Iterator[Head]:
     truth = read_truth(None, paths[:1]) if paths else {}
     for path in paths:
         people = truth.get(path.name)
-        wanted = [(p["start_s"] + p["end_s"]) / 2 for p in people] if people else [None]
+        # Where the truth says that nobody shows, nobody is looked for.
+        wanted = [None] if people is None else [(p["start_s"] + p["end_s"]) / 2 for p in people]
         for k, time_s in enumerate(wanted):
             picture = _still(path, time_s)
             if picture is None:
