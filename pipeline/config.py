@@ -85,7 +85,7 @@ class FacesConfig(_Part):
     )
     batch_frames: int = Field(8, ge=1, le=256, description="frames per detector call")
     min_iou: float = Field(0.25, gt=0, lt=1, description="overlap that continues a track")
-    max_gap_seconds: float = Field(1.0, ge=0, description="a face missing longer ends its track")
+    max_gap_seconds: float = Field(1.5, ge=0, description="a face missing longer ends its track")
     min_track_seconds: float = Field(0.5, ge=0, description="shorter tracks are dropped")
     identity: Literal["dlib"] | None = Field(
         None,
@@ -105,7 +105,10 @@ class FacesConfig(_Part):
     )
     blur_thumbnails: bool = Field(True, description="blur those pictures beyond recognition")
     cut_threshold: float = Field(
-        0.5, gt=0, le=1, description="colour-histogram distance of two frames that makes a cut"
+        0.25,
+        gt=0,
+        le=1,
+        description="colour-histogram distance of two frames that, with other edges, makes a cut",
     )
 
     @model_validator(mode="before")

@@ -54,7 +54,7 @@ def bench_faces(clips: list[Path], scratch: Path, options: Namespace) -> Iterato
         contact_sheet(clips, truth, options.sheet)
 
 
-def _frames(path: Path, config: DecodeConfig = _DECODE) -> Iterator[TimedFrame]:
+def frames_of(path: Path, config: DecodeConfig = _DECODE) -> Iterator[TimedFrame]:
     return sampled_frames(str(path), config, 0.0, math.inf, Ending())
 
 
@@ -67,23 +67,23 @@ def _speed(clips: list[Path]) -> Iterator[Measurement]:
     width = FacesConfig().detect_width
     batch = FacesConfig().batch_frames
     for path in clips[: len(clips) // 3]:  # once unmeasured, so that kernels are warm
-        stage(_frames(path))
-        for frame in _frames(path):
+        stage(frames_of(path))
+        for frame in frames_of(path):
             alone([frame.rgb(width)])
     spent: dict[str, float] = {}
     video_seconds, samples, all_frames = 0.0, 0, 0
     for path in clips:
         with timed(spent, "stage"):
-            video_seconds += stage(_frames(path)).seen_s
+            video_seconds += stage(frames_of(path)).seen_s
         with timed(spent, "decode"):
-            for _ in _frames(path):
+            for _ in frames_of(path):
                 pass
         with timed(spent, "two threads"):
-            for _ in _frames(path, DecodeConfig(threads=2)):
+            for _ in frames_of(path, DecodeConfig(threads=2)):
                 pass
         with timed(spent, "plain loop"):
             all_frames += _plain_loop(path, alone)
-        pictures = [frame.rgb(width) for frame in _frames(path)]
+        pictures = [frame.rgb(width) for frame in frames_of(path)]
         samples += len(pictures)
         with timed(spent, "one by one"):
             for picture in pictures:
@@ -209,7 +209,7 @@ def _following(clips: list[Path]) -> Iterator[Measurement]:
         looks = []
         for every in (0.0, FacesConfig().detect_every_seconds):
             config = FacesConfig(detect_every_seconds=every)
-            looks.append(list(FaceSearch(make_detector(config), config)(_frames(path))))
+            looks.append(list(FaceSearch(make_detector(config), config)(frames_of(path))))
         for full, followed in zip(*looks, strict=True):
             sure = full.found().boxes[full.found().scores >= FacesConfig().min_score]
             best = pairwise_iou(sure, followed.found().boxes).max(1, initial=0.0)
@@ -233,8 +233,8 @@ def _quality(clips: list[Path], truth: Truth) -> Iterator[Measurement]:
     present, matched, strange, total = 0, 0, 0, 0
     people, fragments, switches = 0, 0, 0
     for path in clips:
-        times = [frame.time_s for frame in _frames(path)]
-        tracks = stage.tracks(_frames(path))
+        times = [frame.time_s for frame in frames_of(path)]
+        tracks = stage.tracks(frames_of(path))
         boxes = [{b.time_s: b.box for b in track.places()} for track in tracks]
         persons = [p for p in truth.get(path.name, []) if p["level"] != "optional"]
         shown_as: list[list[int]] = [[] for _ in persons]

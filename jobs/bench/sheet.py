@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from emolake.jobs.bench import films
+from emolake.jobs.bench.heads import Head, timed_frame
 from emolake.jobs.bench.truth import Truth, true_box
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.faces.needs import Needs
+from emolake.pipeline.faces.search import FaceSearch
 from emolake.pipeline.faces.stage import FaceStage
 from emolake.pipeline.faces.tracker import Sighting, Track
 from emolake.pipeline.video.decode import Ending, sampled_frames
@@ -48,7 +51,38 @@ def contact_sheet(clips: list[Path], truth: Truth, target: Path) -> None:
                 _draw_track(picture, track, number, frame.time_s)
             tiles.append(_tile(picture, f"{path.name[:24]} {frame.time_s:.2f} s"))
         rows.append(np.hstack(tiles))
-    sheet = cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR)
+    _write(np.vstack(rows), target)
+
+
+def scenes_sheet(heads: list[Head], systems: dict[str, FaceSearch], target: Path) -> None:
+    """A tile a condition: white the true faces, in colours what each system found, and how many.
+
+    UserError where the picture cannot be written.
+    """
+    tiles = []
+    for seed, condition in enumerate(films.CONDITIONS):
+        picture, truth = films.still(condition, heads, np.random.default_rng(seed))
+        seen, told = picture.copy(), []
+        for box in truth.values():
+            _draw(seen, box, _TRUE, dashed=False, text="")
+        for number, (name, search) in enumerate(systems.items()):
+            (look,) = search([timed_frame(0.0, picture)])
+            faces = look.found().select(look.found().scores >= search.config.min_score)
+            for box in faces.boxes:
+                _draw(seen, box, _COLOURS[number % len(_COLOURS)], dashed=False, text="")
+            told.append(f"{name} {len(faces)}")
+        tiles.append(
+            _tile(seen, f"{condition.group} {condition.name}: {len(truth)}; {'; '.join(told)}")
+        )
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % _ACROSS)
+    _write(
+        np.vstack([np.hstack(tiles[k : k + _ACROSS]) for k in range(0, len(tiles), _ACROSS)]),
+        target,
+    )
+
+
+def _write(picture: NDArray[np.uint8], target: Path) -> None:
+    sheet = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(target), sheet):
         raise UserError(f"--sheet {target} cannot be written; name a .png in a folder that exists")
 

@@ -16,6 +16,7 @@ from emolake.pipeline.errors import UserError
 
 _BENCHES = {
     "faces": ("faces:bench_faces", True),
+    "scenes": ("scenes:bench_scenes", False),
     "annotate": ("annotate:bench_annotate", False),
     "pipeline": ("pipeline:bench_pipeline", True),
     "plan": ("plan:bench_plan", False),
@@ -32,11 +33,30 @@ def declare(parser: Parser) -> None:
     parser.option(
         "--truth",
         "FILE",
-        "faces: spans and boxes of the people in the clips (default: truth.json beside them)",
+        "faces, scenes: spans and boxes of the people in the clips (default: truth.json beside them)",
         type=Path,
     )
     parser.option(
-        "--sheet", "FILE.png", "faces: draw a contact sheet with boxes and track numbers", type=Path
+        "--sheet", "FILE.png", "faces, scenes: draw a contact sheet with the boxes found", type=Path
+    )
+    parser.option(
+        "--faces",
+        "DIR",
+        "scenes: pictures and videos whose heads are used (default: scikit-image's one portrait)",
+        type=Path,
+    )
+    parser.option(
+        "--detector",
+        "NAME[=WEIGHTS][,KEY=VALUE...]",
+        "scenes: a detector and options of `faces`; repeatable (default: mtcnn, and mtcnn,min_face=16)",
+        action="append",
+    )
+    parser.add_argument(
+        "--part", choices=("stills", "brief", "crowds", "cuts"), action="append",
+        help="scenes: this part alone; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scenes", type=int, default=12, metavar="N", help="scenes: how many of each kind"
     )
     parser.add_argument(
         "--shape", choices=("tiny", "100m", "7b"),
@@ -59,8 +79,9 @@ def run(options: Options) -> int:
         rows = list(paper())
         return tell(options, rows, *table(rows))
     place, on_clips = _BENCHES[options.name]
-    module, _, name = place.partition(":")
-    entry = getattr(importlib.import_module(f"emolake.jobs.bench.{module}"), name)
+    name_of_module, _, name = place.partition(":")
+    module = importlib.import_module(f"emolake.jobs.bench.{name_of_module}")
+    entry = getattr(module, name)
     with tempfile.TemporaryDirectory() as scratch:
         clips: list[Path] = []
         if on_clips:
@@ -68,6 +89,8 @@ def run(options: Options) -> int:
 
             clips = good_clips(options.clips, Path(scratch))
         told = [m.row() for m in entry(clips, Path(scratch), options)]
+    if hasattr(module, "table"):
+        return tell(options, told, *module.table(told))
     lines = (
         f"{row['name']:<60} ours {row['ours']:>9.3f}  peer {row['peer']:>9.3f} {row['unit']:<10}"
         f" ratio {row['ratio']:>6.2f}  least {row['least']:g}  {'ok' if row['ok'] else 'below'}"

@@ -1,6 +1,14 @@
-"""Cut detection between sampled frames by colour histogram."""
+"""Shot changes between sampled frames: hard cuts and dissolves, but no flashes.
+
+Two shots differ in colours and in where edges stand. Light that changes (a flash, a lamp) moves colours
+alone, and a camera or people that move displace edges and keep colours, so a cut has to show in both. In a
+dissolve each frame is a mixture of the frames at its two ends, which no movement is.
+"""
 
 from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -9,31 +17,116 @@ from numpy.typing import NDArray
 from emolake.pipeline.video.frame import Frame
 
 _BINS = 8
+_SMALL = (96, 54)
+_SAME_EDGES = 0.35  # correlation of two frames' edges from which on they show one place
+_SAME_PLACE = 0.6  # the same once the camera's movement is undone
+_MOST_SHIFT = 0.6  # of the picture, that a movement between two frames is looked for
+_MIXED = 0.8  # part of a frame's edges that a mixture of two others has to explain
+_ONE_STEP = 0.75  # of the way between two shots; more at once is a hard cut's
+_STEPS = 7  # frames back to a dissolve's beginning, at most
+_BLANK = 0.3  # edge strength, grey levels a pixel, below which a frame shows nothing
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A frame's luma (54, 96), its colours, (512,) that sum to one, and its edges, (2 * 54 * 96,) of
+    length one, or 0 where it shows nothing."""
+
+    grey: NDArray[np.float32]
+    colours: NDArray[np.float32]
+    edges: NDArray[np.float32]
+    shows: bool
 
 
 class CutDetector:
-    """Says of each frame whether a cut lies between it and the frame before."""
+    """Says of each frame whether a new shot begins with it.
+
+    threshold: half the L1 distance of two frames' colour histograms from which on they can be of two
+    shots; 0 the same colours, 1 no colour in common.
+    """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self._last: NDArray[np.float32] | None = None
+        self._shot: deque[_Seen] = deque(maxlen=_STEPS + 1)
 
     def __call__(self, frame: Frame) -> bool:
-        """frame: (H, W, 3) uint8 RGB, small ones serve; the first frame is no cut."""
-        histogram = _histogram(frame)
-        last, self._last = self._last, histogram
-        if last is None:
+        """frame: (H, W, 3) uint8 RGB, small ones serve; the first frame is no cut. One that shows nothing
+        (a flash that is all white) ends no shot that shows something: what follows it tells."""
+        small = np.asarray(cv2.resize(frame, _SMALL, interpolation=cv2.INTER_LINEAR), np.uint8)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        edges = _edges(grey)
+        strength = float(np.linalg.norm(edges))
+        shows = strength >= _BLANK * np.sqrt(edges.size)
+        seen = _Seen(
+            grey, _histogram(small), edges / np.float32(strength if shows else np.inf), shows
+        )
+        last = self._shot[-1] if self._shot else None
+        if last is not None and last.shows and not shows:
             return False
-        # Half the L1 distance of two distributions: 0 the same colours, 1 no colour in common.
-        return float(np.abs(histogram - last).sum()) / 2 > self.threshold
+        if last is not None and last.shows:
+            cut = self._jumped(last, seen) or self._dissolved(seen)
+        else:
+            cut = last is not None and self._differs(last, seen)
+        if cut or (last is not None and last.shows != shows):
+            self._shot.clear()
+        self._shot.append(seen)
+        return cut
+
+    def _differs(self, before: _Seen, after: _Seen) -> bool:
+        far = float(np.abs(before.colours - after.colours).sum()) / 2 > self.threshold
+        return far and float(before.edges @ after.edges) < _SAME_EDGES
+
+    def _jumped(self, before: _Seen, after: _Seen) -> bool:
+        return self._differs(before, after) and _moved(before, after) < _SAME_PLACE
+
+    def _dissolved(self, last: _Seen) -> bool:
+        """Whether all frames since an earlier one lead from it to this one as a dissolve does."""
+        shot = list(self._shot)
+        return any(
+            self._differs(shot[k], last) and _leads(shot[k], shot[k + 1 :], last)
+            for k in range(len(shot) - 1)
+        )
 
 
-def _histogram(frame: Frame) -> NDArray[np.float32]:
-    small = cv2.resize(frame, (96, 54), interpolation=cv2.INTER_LINEAR)
+def _leads(first: _Seen, between: list[_Seen], last: _Seen) -> bool:
+    """Each frame in between is a mixture of the ends, and ever less of the first one."""
+    ends = np.stack([first.edges, last.edges])
+    middle = np.stack([seen.edges for seen in between])
+    mixture = np.linalg.solve(ends @ ends.T, ends @ middle.T)  # (2, N), least squares
+    explained = (mixture * (ends @ middle.T)).sum(0)
+    part = mixture[0] / np.maximum(mixture.sum(0), 1e-6)
+    steps = -np.diff(part, prepend=1.0, append=0.0)
+    return bool(explained.min() >= _MIXED and steps.min() > -0.05 and steps.max() <= _ONE_STEP)
+
+
+def _moved(before: _Seen, after: _Seen) -> float:
+    """Correlation of the edges where two frames overlap once the camera's movement is undone."""
+    (x, y), _ = cv2.phaseCorrelate(before.grey, after.grey)
+    width, height = _SMALL
+    old, new = (seen.edges.reshape(2, height, width) for seen in (before, after))
+    best = 0.0
+    # The transform is periodic: a shift by more than half the picture shows as one the other way.
+    for dx, dy in {(round(x) + turn * width, round(y)) for turn in (-1, 0, 1)}:
+        if abs(dx) > _MOST_SHIFT * width or abs(dy) > _MOST_SHIFT * height:
+            continue
+        a = old[:, max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+        b = new[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
+        size = float(np.linalg.norm(a) * np.linalg.norm(b))
+        best = max(best, float((a * b).sum()) / max(size, 1e-9))
+    return best
+
+
+def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    smooth = cv2.GaussianBlur(grey, (0, 0), 1.5)
+    across, down = (cv2.Sobel(smooth, cv2.CV_32F, dx, 1 - dx, scale=0.125) for dx in (1, 0))
+    return np.concatenate([across.ravel(), down.ravel()]).astype(np.float32, copy=False)
+
+
+def _histogram(small: Frame) -> NDArray[np.float32]:
     # Blurred counts: a small change of light must not move all pixels to the next bin.
     counts = cv2.calcHist([small], [0, 1, 2], None, [_BINS] * 3, [0, 256] * 3)
     for axis in range(3):
         padded = np.pad(counts, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         ahead, behind = (np.take(padded, range(s, s + _BINS), axis) for s in (2, 0))
         counts = 0.5 * counts + 0.25 * (ahead + behind)
-    return np.asarray(counts / counts.sum(), np.float32)
+    return np.asarray(counts / counts.sum(), np.float32).ravel()

@@ -1,8 +1,10 @@
-"""Detections -> tracks: constant-velocity motion and IoU association in two passes.
+"""Detections -> tracks: constant-velocity motion and IoU association in passes.
 
-The passes are ByteTrack's idea (Zhang et al. 2022, arXiv 2110.06864): sure detections choose their
-tracks first; then unsure ones may continue a track that found none, but never begin one. A profile,
-a hand before the face or blur lowers a score long before it hides the face.
+The first two passes are ByteTrack's idea (Zhang et al. 2022, arXiv 2110.06864): sure detections choose
+their tracks first; then unsure ones may continue a track that found none, but never begin one. A profile,
+a hand before the face or blur lowers a score long before it hides the face. What is sure and still left
+over then meets the tracks left over in boxes made larger, as C-BIoU does it (Yang et al. 2023, arXiv
+2211.14317): at a few frames a second a face that moves leaves its box between two of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from scipy.optimize import linear_sum_assignment
 
 from emolake.pipeline.faces.detector import Detections, pairwise_iou
 
-_MOST_STEPS_AHEAD = 2.0  # a face that was moving when it was lost has rarely kept on longer
+_MOST_STEPS_AHEAD = 4.0  # a face that was moving when it was lost has rarely kept on longer
+_WIDER = 0.5  # of its width and height, by which a box is made larger on each side in the last pass
+_OTHER_SIZE = 1.2  # times as wide or as narrow as expected, and there it is somebody else's
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,16 @@ class Track:
         return sorted([*self.sightings, *self.bridged], key=lambda place: place.time_s)
 
     def predicted(self, time_s: float) -> NDArray[np.float32]:
-        """The box expected at a time: the last one, moved on at its last speed."""
-        last = self.sightings[-1]
+        """The box expected at a time: moved on at the last speed, of the last two's mean size, since a
+        detector's boxes breathe."""
         if len(self.sightings) < 2:
-            return last.box
-        before = self.sightings[-2]
+            return self.sightings[-1].box
+        before, last = self.sightings[-2:]
         steps = (time_s - last.time_s) / max(last.time_s - before.time_s, 1e-6)
-        moved: NDArray[np.float32] = last.box + (last.box - before.box) * np.float32(
-            min(steps, _MOST_STEPS_AHEAD)
-        )
-        return moved
+        boxes = np.stack([before.box, last.box])
+        centres, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).mean(0) / 2
+        centre = centres[1] + (centres[1] - centres[0]) * np.float32(min(steps, _MOST_STEPS_AHEAD))
+        return np.concatenate([centre - half, centre + half])
 
     def see(self, sighting: Sighting) -> None:
         """Goes on with a sighting and bridges the gap before it, if there is one."""
@@ -132,6 +136,7 @@ class Tracker:
         unsure = [s for s in sightings if s.score < self.min_score]
         searching, begun = self._associate(self._open, sure, time_s)
         searching, _ = self._associate(searching, unsure, time_s)
+        searching, begun = self._associate(searching, begun, time_s, wider=_WIDER)
         for track in searching:
             track.missed.append(time_s)
             if track.lost_s is None:
@@ -140,15 +145,19 @@ class Tracker:
         return [track for track in self._open if not track.missed]
 
     def _associate(
-        self, tracks: list[Track], sightings: list[Sighting], time_s: float
+        self, tracks: list[Track], sightings: list[Sighting], time_s: float, wider: float = 0.0
     ) -> tuple[list[Track], list[Sighting]]:
         """Matches one to one; returns the tracks and the sightings that are left over."""
         if not tracks or not sightings:
             return tracks, sightings
-        boxes = np.stack([s.box for s in sightings])
-        expected = np.stack([track.predicted(time_s) for track in tracks])
-        stayed = np.stack([track.sightings[-1].box for track in tracks])
+        boxes = _widened([s.box for s in sightings], wider)
+        expected = _widened([track.predicted(time_s) for track in tracks], wider)
+        stayed = _widened([track.sightings[-1].box for track in tracks], wider)
         iou = np.maximum(pairwise_iou(expected, boxes), pairwise_iou(stayed, boxes))
+        if wider:
+            side, told = expected[:, 2] - expected[:, 0], boxes[:, 2] - boxes[:, 0]
+            other = np.abs(np.log(told[None] / side[:, None])) > np.log(_OTHER_SIZE)
+            iou = np.where(other, np.float32(0), iou)
         rows, columns = linear_sum_assignment(-iou)
         matched = iou[rows, columns] >= self.min_iou
         for row, column in zip(rows[matched], columns[matched], strict=True):
@@ -174,3 +183,10 @@ class Tracker:
                 track.lost_s = time_s
             self._done.append(track)
         self._open = [track for track in self._open if id(track) not in closing]
+
+
+def _widened(boxes: list[NDArray[np.float32]], part: float) -> NDArray[np.float32]:
+    """(N, 4) boxes, larger on each side by a part of their width and height."""
+    stacked = np.stack(boxes)
+    side = (stacked[:, 2:] - stacked[:, :2]) * np.float32(part)
+    return np.concatenate([stacked[:, :2] - side, stacked[:, 2:] + side], 1)

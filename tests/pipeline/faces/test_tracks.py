@@ -1,12 +1,14 @@
 from dataclasses import replace
 
+import cv2
 import numpy as np
 
-from emolake.pipeline.config import WindowsConfig
+from emolake.pipeline.config import FacesConfig, WindowsConfig
 from emolake.pipeline.faces.cuts import CutDetector
 from emolake.pipeline.faces.detector import Detections
 from emolake.pipeline.faces.tracker import Tracker
 from emolake.pipeline.faces.windows import track_end, windows_of
+from emolake.pipeline.video.frame import Frame
 
 
 def faces_at(*boxes: tuple[float, float, float, float]) -> Detections:
@@ -135,3 +137,77 @@ def test_cuts_are_changes_of_picture_and_not_of_light() -> None:
         False,
         True,
     ]
+
+
+def test_a_face_that_jumps_out_of_its_box_is_still_itself() -> None:
+    follow = tracker()
+    for k in range(8):
+        follow.update(k / 4, faces_at((55 * k, 0, 55 * k + 50, 60)), cut=False)
+    assert [len(t.sightings) for t in follow.finish()] == [8]
+
+
+def test_a_face_of_another_size_beside_a_lost_one_is_somebody_else() -> None:
+    follow = tracker()
+    for k in range(8):
+        follow.update(k / 4, faces_at((0, 0, 50, 60) if k < 4 else (40, 10, 70, 46)), cut=False)
+    assert [len(t.sightings) for t in follow.finish()] == [4, 4]
+
+
+def test_who_walks_on_behind_something_is_found_again_where_the_way_leads() -> None:
+    follow = tracker()
+    for k in range(12):
+        seen = faces_at() if 4 <= k < 7 else faces_at((25 * k, 0, 25 * k + 50, 60))
+        follow.update(k / 4, seen, cut=False)
+    (track,) = follow.finish()
+    assert len(track.sightings) == 9
+    assert [b.box[0] for b in track.bridged] == [100, 125, 150]
+
+
+def pictures(count: int) -> list[Frame]:
+    """Places of their own colours and edges, (135, 240, 3)."""
+    rng = np.random.default_rng(1)
+    small = [rng.integers(0, 120, (9, 16, 3), np.uint8) + np.uint8(60 * k) for k in range(count)]
+    return [np.asarray(cv2.resize(s, (240, 135), interpolation=cv2.INTER_CUBIC)) for s in small]
+
+
+def cuts_of(*frames: Frame) -> list[int]:
+    is_cut = CutDetector(FacesConfig().cut_threshold)
+    return [k for k, frame in enumerate(frames) if is_cut(frame)]
+
+
+def test_a_flash_keeps_the_track_and_the_cut_after_it_is_seen() -> None:
+    one, other = pictures(2)
+    flash = np.clip(one * 1.8 + 80, 0, 255).astype(np.uint8)
+    white = np.full_like(one, 255)
+    assert cuts_of(one, one, flash, one, one) == []
+    assert cuts_of(one, one, white, one, one) == []
+    assert cuts_of(one, one, white, other, other) == [3]
+    follow, is_cut = tracker(), CutDetector(FacesConfig().cut_threshold)
+    for k, frame in enumerate((one, one, flash, white, one, one)):
+        seen = faces_at() if k in (2, 3) else faces_at((0, 0, 50, 50))
+        follow.update(k / 4, seen, cut=is_cut(frame))
+    assert len(follow.finish()) == 1
+
+
+def test_a_dissolve_ends_the_track_once_however_long_it_takes() -> None:
+    one, other = pictures(2)
+    for steps in (1, 2, 4, 6):
+        mixed = [
+            cv2.addWeighted(one, 1 - part, other, part, 0).astype(np.uint8)
+            for part in np.arange(1, steps + 1) / (steps + 1)
+        ]
+        frames = [one, one, *mixed, other, other, other]
+        (cut,) = cuts_of(*frames)
+        assert 2 <= cut <= steps + 2
+        follow = tracker()
+        for k in range(len(frames)):
+            follow.update(k / 4, faces_at((0, 0, 50, 50)), cut=k == cut)
+        assert len(follow.finish()) == 2
+
+
+def test_a_camera_that_moves_makes_no_cut() -> None:
+    place = np.hstack(pictures(2) + pictures(3)[1:])
+    pan = [np.ascontiguousarray(place[:, 12 * k : 12 * k + 240]) for k in range(20)]
+    assert cuts_of(*pan) == []
+    whip = [np.ascontiguousarray(place[:, x : x + 240]) for x in (0, 0, 100, 200, 200)]
+    assert cuts_of(*whip) == []
