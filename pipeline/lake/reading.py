@@ -216,12 +216,13 @@ def _steadily(lake: Lake, read: Callable[[], T]) -> T:
 @contextmanager
 def _unchanged(lake: Lake) -> Iterator[None]:
     """FilesChanged where a rewriting of the ledger went on while it was read: a listing of a folder is no
-    moment, and may have missed both a commit that went and the one that came for it. What a run adds
+    moment, and may have missed both a commit that went and the one that came for it. One that went may have
+    had its place taken since by a recovery that had slept, with a file of another size. What a run adds
     meanwhile does not matter."""
-    before = {file.commit_id for file in lake.files(LEDGER)}
+    before = {(file.commit_id, file.size) for file in lake.files(LEDGER)}
     yield
-    after = {file.commit_id for file in lake.files(LEDGER)}
-    if before - after or any(map(is_rewrite, after - before)):
+    after = {(file.commit_id, file.size) for file in lake.files(LEDGER)}
+    if before - after or any(is_rewrite(commit_id) for commit_id, _ in after - before):
         raise FilesChanged(lake.uri)
 
 

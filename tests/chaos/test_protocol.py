@@ -386,6 +386,10 @@ def test_who_removes_what_was_committed_anew_after_the_output_was_lost_hinders_n
     assert play(3831) is None
 
 
+def test_a_reader_sees_that_a_commit_went_though_a_sleeper_took_its_place() -> None:
+    assert play(6719) is None
+
+
 @pytest.mark.timeout(7200)
 def test_whoever_stops_or_dies_wherever_nothing_is_lost_or_doubled(amount: Amount) -> None:
     processes = multiprocessing.get_context("spawn")

@@ -30,6 +30,7 @@ from emolake.pipeline.lake.order import new_commit_id
 from emolake.pipeline.lake.reading import (
     FilesChanged,
     Snapshot,
+    live_rows,
     read_annotations,
     read_tracks,
     stream,
@@ -274,6 +275,28 @@ def test_a_reader_beside_compaction_reads_again(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Lake, "files", files)
     assert read_annotations(str(tmp_path)).num_rows == wanted
     assert done
+
+
+def test_a_reader_reads_again_where_a_commit_went_and_a_sleeper_took_its_place(
+    tmp_path, monkeypatch
+) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a")], RUN, no_fence)
+    (old,) = lake.files(LEDGER)
+    original, listed = Lake.files, []
+
+    def files(self: Lake, table: str) -> list:
+        found = original(self, table)
+        listed.append(table)
+        if listed == [LEDGER, LEDGER]:  # of the second one the reader now reads what it names
+            commit_segments(lake, [segment("a")], RUN, NoFence(number=2))
+            lake.remove([old.path])
+            assert lake.create_table(old.path, VIDEOS.empty_table())
+        return found
+
+    monkeypatch.setattr(Lake, "files", files)
+    assert live_rows(lake, LEDGER)["video_id"].to_pylist() == ["a"]
+    assert listed.count(LEDGER) > 3
 
 
 def test_a_video_with_a_failed_segment_is_failed_and_keeps_the_others(tmp_path) -> None:
