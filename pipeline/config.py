@@ -86,7 +86,11 @@ class FacesConfig(_Part):
     batch_frames: int = Field(8, ge=1, le=256, description="frames per detector call")
     min_iou: float = Field(0.25, gt=0, lt=1, description="overlap that continues a track")
     max_gap_seconds: float = Field(1.5, ge=0, description="a face missing longer ends its track")
-    min_track_seconds: float = Field(0.5, ge=0, description="shorter tracks are dropped")
+    min_track_seconds: float = Field(
+        0.2,
+        ge=0,
+        description="shorter tracks are dropped; by default what 4 samples a second show once is kept",
+    )
     identity: Literal["dlib"] | None = Field(
         None,
         description="group the tracks of a video by person (column person_id); the video is then "
