@@ -30,6 +30,8 @@ from emolake.pipeline.lake.schema import TABLES, VIDEOS
 from emolake.pipeline.storage.files import exists
 from emolake.pipeline.storage.shards import Shards
 
+_TRIES = 5
+
 
 def recover(
     lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False, forgets: bool = True
@@ -40,25 +42,36 @@ def recover(
     forgets: rows of videos that are to be forgotten go first, those that a slow writer brought back too.
     own: what stands half done under this very lease goes too; only where none of its writes is under way.
     """
-    with fence.held():
-        forgotten = Forgotten.of(lake) if forgets else None
+    for left in reversed(range(_TRIES)):
+        try:
+            with fence.held():
+                return _settled(lake, fence, own=own, whole=whole, forgets=forgets)
+        except FileNotFoundError:
+            # Whoever had the output before has woken up and removes what it had replaced.
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _settled(lake: Lake, fence: Fence, *, own: bool, whole: bool, forgets: bool) -> Shards:
+    forgotten = Forgotten.of(lake) if forgets else None
+    data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
+    if forgotten:
+        erase_labels(lake, forgotten, fence)
+    if forgotten and (back := _segments_of(ledger, forgotten)):
+        blacken_runs(lake, _uris_among(ledger, forgotten), fence)
+        _rewrite(lake, ledger, back, fence)
         data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
-        if forgotten:
-            erase_labels(lake, forgotten, fence)
-        if forgotten and (back := _segments_of(ledger, forgotten)):
-            blacken_runs(lake, _uris_among(ledger, forgotten), fence)
-            _rewrite(lake, ledger, back, fence)
-            data, ledger = _data_files(lake), ledger_shards(lake, whole=whole)
+    found = _look(lake, ledger, data)
+    _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
+    if found.bereft:
+        _rewrite(lake, ledger, found.bereft, fence)
+        ledger = ledger_shards(lake, whole=whole)
         found = _look(lake, ledger, data)
-        _remove_orphans(lake, data, found.committed, fence.number if own else fence.number - 1)
-        if found.bereft:
-            _rewrite(lake, ledger, found.bereft, fence)
-            ledger = ledger_shards(lake, whole=whole)
-            found = _look(lake, ledger, data)
-        if found.stale:
-            _rewrite(lake, ledger, found.stale, fence)
-            ledger = ledger_shards(lake, whole=whole)
-        return ledger
+    if found.stale:
+        _rewrite(lake, ledger, found.stale, fence)
+        ledger = ledger_shards(lake, whole=whole)
+    return ledger
 
 
 def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:

@@ -390,6 +390,10 @@ def test_a_reader_sees_that_a_commit_went_though_a_sleeper_took_its_place() -> N
     assert play(6719) is None
 
 
+def test_a_run_that_has_the_output_bears_the_removals_of_one_that_had_it_before() -> None:
+    assert play(7289) is None
+
+
 @pytest.mark.timeout(7200)
 def test_whoever_stops_or_dies_wherever_nothing_is_lost_or_doubled(amount: Amount) -> None:
     processes = multiprocessing.get_context("spawn")

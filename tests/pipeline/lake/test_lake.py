@@ -277,6 +277,28 @@ def test_a_reader_beside_compaction_reads_again(tmp_path, monkeypatch) -> None:
     assert done
 
 
+def test_a_run_bears_what_a_sleeper_removes_under_its_feet(tmp_path, monkeypatch) -> None:
+    lake = many_commits(tmp_path)
+    wanted = sorted(set(glob_keys(lake)))
+    remove, files, late = Lake.remove, Lake.files, []
+    monkeypatch.setattr(Lake, "remove", lambda self, paths: late.extend(paths))
+    compact(lake, no_fence, 1 << 20)  # it falls asleep before its removals
+    monkeypatch.setattr(Lake, "remove", remove)
+    assert len(late) > 12
+
+    def listed(self: Lake, table: str) -> list:
+        found = files(self, table)
+        if table == LEDGER and late:
+            remove(self, late)
+            late.clear()
+        return found
+
+    monkeypatch.setattr(Lake, "files", listed)
+    recover(lake, the_next)
+    assert not late
+    assert glob_keys(lake) == wanted
+
+
 def test_a_reader_reads_again_where_a_commit_went_and_a_sleeper_took_its_place(
     tmp_path, monkeypatch
 ) -> None:
