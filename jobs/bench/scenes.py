@@ -15,7 +15,8 @@ from emolake.jobs.bench import films
 from emolake.jobs.bench.clips import good_clips
 from emolake.jobs.bench.films import FPS, Boxes, Film
 from emolake.jobs.bench.heads import SIZE, Head, heads_of, timed_frame
-from emolake.jobs.bench.measurement import Measurement, more_is_better
+from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.poses import pose_errors
 from emolake.jobs.bench.tracking import Scores, cut_errors, scores, without_optional
 from emolake.jobs.bench.truth import read_truth, true_box
 from emolake.pipeline.config import FacesConfig, WindowsConfig, validated
@@ -31,6 +32,8 @@ _SEED = 7
 _SAME_BOX_IOU = 0.4  # of a found face and a true one
 _SHOWN_S = (0.25, 0.4, 0.5, 0.75, 1.0, 1.5)
 _EVERY_S = (0.0, 0.5, 1.0, 2.0)
+_YAWS = (0.0, 15.0, 30.0, 45.0, 60.0)
+_MOST_DEGREES = 10.0
 _PLAIN = {"48 px", "64 px", "96 px", "160 px", "400 px", "1 of 40 px", "15°", "0.5"}
 """Conditions under which every face has to be found."""
 
@@ -271,6 +274,16 @@ def _means(title: str, name: str, told: list[Scores], least: float) -> Iterator[
     yield more_is_better(f"{title} | fragments a person | {name} | ", parts, 1.0, "tracks", 0.0)
 
 
+def _poses(_heads: list[Head], _systems: Systems, scenes: int) -> Iterator[Measurement]:
+    for yaw in _YAWS:
+        rng = np.random.default_rng(_SEED)
+        for what, error in zip(
+            ("yaw", "pitch", "roll"), pose_errors(yaw, rng, scenes * 100), strict=True
+        ):
+            title = f"head turned | yaw {yaw:g}° | error of | {what}"
+            yield less_is_better(title, float(error), _MOST_DEGREES, "degrees", 1.0)
+
+
 def _cuts(heads: list[Head], _systems: Systems, scenes: int) -> Iterator[Measurement]:
     config = FacesConfig()
     counts: dict[str, dict[str, list[int]]] = {}
@@ -335,7 +348,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         value = row["ratio"]
         if what == "false/frame":
             value = row["ours"] / row["peer"]
-        elif row["unit"] in ("tracks", "cuts"):
+        elif row["unit"] in ("tracks", "cuts", "degrees"):
             value = row["ours"]
         column = f"{system} {what}".strip()
         columns[column] = None
@@ -348,5 +361,5 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 _PARTS: dict[str, Callable[[list[Head], Systems, int], Iterator[Measurement]]] = {
-    "stills": _stills, "brief": _brief, "crowds": _crowds, "cuts": _cuts,
+    "stills": _stills, "brief": _brief, "crowds": _crowds, "cuts": _cuts, "poses": _poses,
 }  # fmt: skip

@@ -52,7 +52,7 @@ def declare(parser: Parser) -> None:
         action="append",
     )
     parser.add_argument(
-        "--part", choices=("stills", "brief", "crowds", "cuts"), action="append",
+        "--part", choices=("stills", "brief", "crowds", "cuts", "poses"), action="append",
         help="scenes: this part alone; repeatable",
     )  # fmt: skip
     parser.add_argument(

@@ -19,8 +19,11 @@ mm for the nose's tip and 8 mm for the mouth's corners at 62 mm from eye to eye.
 a larger yaw is told."""
 
 _EYES = float(ARCFACE_TEMPLATE[1, 0] - ARCFACE_TEMPLATE[0, 0])
-_HEAD = np.column_stack([ARCFACE_TEMPLATE.astype(np.float64) / _EYES, _DEPTHS])
-_HEAD -= _HEAD.mean(0)
+MEAN_HEAD = np.column_stack([ARCFACE_TEMPLATE.astype(np.float64) / _EYES, _DEPTHS])
+MEAN_HEAD -= MEAN_HEAD.mean(0)
+"""(5, 3): the five points in distances between the eyes, about their middle; x right, y down, z towards the
+camera."""
+
 _REBLUR = 9  # pixels
 _SIDE = 96  # pixels: blur is measured on crops of one size
 
@@ -72,7 +75,7 @@ def head_pose(landmarks: NDArray[np.float32]) -> tuple[float, float, float]:
     """Yaw, pitch and roll in degrees from five points (5, 2), by scaled orthographic projection of a mean
     head (the POS of DeMenthon and Davis 1995)."""
     points = landmarks.astype(np.float64) - landmarks.mean(0)
-    affine = np.linalg.lstsq(_HEAD, points, rcond=None)[0].T  # (2, 3)
+    affine = np.linalg.lstsq(MEAN_HEAD, points, rcond=None)[0].T  # (2, 3)
     u, _, v = np.linalg.svd(affine, full_matrices=False)
     right, down = u @ v  # the nearest pair of orthogonal axes
     ahead = np.cross(right, down)

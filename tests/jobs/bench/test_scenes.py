@@ -12,6 +12,7 @@ import pytest
 from emolake.jobs.bench import films
 from emolake.jobs.bench.films import Change
 from emolake.jobs.bench.heads import SIZE, Head, heads_of
+from emolake.jobs.bench.poses import pose_errors
 from emolake.jobs.bench.scenes import _scored, bench_scenes, count_found, table, tracked
 from emolake.jobs.bench.sheet import scenes_sheet
 from emolake.jobs.bench.tracking import cut_errors, hota, scores, without_optional
@@ -152,3 +153,9 @@ def test_mistakes_are_told_in_a_line(heads, tmp_path) -> None:
         heads_of(tmp_path, np.random.default_rng(0))
     with pytest.raises(UserError, match="cannot be written"):
         scenes_sheet(heads, {}, tmp_path / "none" / "sheet.png")
+
+
+def test_errors_of_a_head_s_turn_grow_with_those_of_its_points() -> None:
+    few, many = (pose_errors(30, np.random.default_rng(0), 200, noise) for noise in (0.03, 0.2))
+    assert (few < many).all()
+    assert few.max() < 10

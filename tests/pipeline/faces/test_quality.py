@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from emolake.pipeline.faces.quality import _HEAD, blur_of, head_pose, quality_of
+from emolake.pipeline.faces.quality import MEAN_HEAD, blur_of, head_pose, quality_of
 
 
 def seen(yaw: float, pitch: float, roll: float, size: float = 80.0) -> np.ndarray:
@@ -16,7 +16,7 @@ def seen(yaw: float, pitch: float, roll: float, size: float = 80.0) -> np.ndarra
         * Rotation.from_euler("x", pitch, degrees=True)
         * Rotation.from_euler("y", yaw, degrees=True)
     )
-    return (turn.apply(_HEAD)[:, :2] * size + 200).astype(np.float32)
+    return (turn.apply(MEAN_HEAD)[:, :2] * size + 200).astype(np.float32)
 
 
 @pytest.mark.parametrize("angle", [-40, -15, 0, 20, 45])
