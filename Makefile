@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.for-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format docs bench clean
+.PHONY: help demo test slowest chaos lint format docs bench clean
 
 help: ## list these
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ demo: $(or $(wildcard $(INSTALLED)),$(FOR_DEMO)) ## make a small corpus, annotat
 test: lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest
 
+slowest: $(INSTALLED) ## the suite, and the twenty tests that take longest
+	$(BIN)/python -m pytest --durations 20 --quiet
+
 chaos: $(INSTALLED) ## every fault of tests/chaos, some minutes
 	$(BIN)/python -m pytest tests/chaos --chaos --timeout 1500
 
@@ -43,6 +46,7 @@ docs: $(INSTALLED) ## write docs/configuration.md and docs/cli.md anew
 
 bench: $(INSTALLED) ## the benchmarks of docs/benchmarks.md
 	$(BIN)/emolake bench faces
+	$(BIN)/emolake bench scenes
 	$(BIN)/emolake bench annotate
 	$(BIN)/emolake bench pipeline
 	$(BIN)/emolake bench plan
