@@ -20,7 +20,7 @@ from emolake.actors.face_child import die_with_parent, limit_cpu, reason_of
 from emolake.pipeline.errors import VideoError
 from emolake.pipeline.presentation.blur import hidden
 from emolake.pipeline.storage.files import Storage, is_local
-from emolake.pipeline.video.decode import Source, clock_start, open_video, seek
+from emolake.pipeline.video.decode import Clock, Source, clock_start, open_video, seek
 from emolake.pipeline.video.frame import Frame
 from emolake.pipeline.video.picture import Pictures
 from emolake.pipeline.video.transcode import excerpt, frames_of
@@ -78,18 +78,18 @@ def _look(source: Source, _: dict[str, Any]) -> dict[str, Any]:
 def _still(source: Source, request: dict[str, Any]) -> bytes:
     """One frame, or the part of it around a box, as a JPEG."""
     with open_video(source) as (container, video):
-        origin, pictures = clock_start(container), Pictures(video)
+        pictures, clock = Pictures(video), Clock(container, video)
         if request["time_s"] > 1:
-            seek(container, video, request["time_s"] + origin)
-        last = None
+            seek(container, video, request["time_s"] + clock_start(container))
+        last, time_s = None, 0.0
         for packet in container.demux(video):
             for frame in frames_of(packet):
-                last = frame
-                if (frame.time or 0.0) - origin >= request["time_s"] - 1e-3:
-                    return _jpeg(pictures.rgb(frame), (frame.time or 0.0) - origin, request)
+                last, time_s = frame, clock(frame)
+                if time_s >= request["time_s"] - 1e-3:
+                    return _jpeg(pictures.rgb(frame), time_s, request)
         if last is None:
             raise VideoError("decode_error", "no frame of it can be decoded")
-        return _jpeg(pictures.rgb(last), (last.time or 0.0) - origin, request)
+        return _jpeg(pictures.rgb(last), time_s, request)
 
 
 def _jpeg(picture: Frame, time_s: float, request: dict[str, Any]) -> bytes:

@@ -186,7 +186,8 @@ def _clips_by_interval(
                 here = [p for p in people if p["start_s"] <= at <= p["end_s"]]
                 boxes = {k: true_box(person, at) for k, person in enumerate(here)}
                 frames, shown = frames + 1, shown + len(boxes)
-                hits += count_found(boxes, look.found())
+                sure = look.found().select(look.found().scores >= config.min_score)
+                hits += count_found(boxes, sure)
         title = f"{{}} | detect every {every:g} s | {name} | {{}}"
         yield more_is_better(title.format("clips", "recall"), hits, shown, "faces", 0.0)
         yield Measurement(

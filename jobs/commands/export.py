@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
+from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.errors import UserError, VideoError
 from emolake.pipeline.presentation.export.overlay import painter, write_stills
 from emolake.pipeline.presentation.export.story import Story, read_story
@@ -65,9 +67,13 @@ def run(options: Options) -> int:
         if asked[name] is not None:
             _write(name, asked[name], text(story))
             told[name] = str(asked[name])
+    if options.blur_faces and _has_changed(story, storage):
+        story = replace(story, whole=False)
     paint = painter(story, overlay=not options.no_overlay, blur=options.blur_faces)
     if options.blur_faces and not story.whole:
-        told["blurred"] = "all: not all of it was analysed, or faces were met and not kept"
+        told["blurred"] = (
+            "all: not all of it was analysed as it is now, or faces were met and not kept"
+        )
     try:
         if options.video is not None:
             told["frames_drawn"] = transcode(
@@ -84,6 +90,14 @@ def run(options: Options) -> int:
     if "blurred" in told:
         lines.append(f"blurred is {told['blurred']}")
     return tell(options, told, *lines)
+
+
+def _has_changed(story: Story, storage: Storage) -> bool:
+    """Whether another file lies there by now than the one whose faces are told."""
+    there = [
+        name for some in find_videos([story.uri], storage) for name in some["video_id"].to_pylist()
+    ]
+    return there != [story.video_id]
 
 
 def _write(option: str, path: Path, text: str) -> None:

@@ -23,6 +23,8 @@ _SAME_PLACE = 0.6  # the same once the camera's movement is undone
 _MOST_SHIFT = 0.6  # of the picture, that a movement between two frames is looked for
 _MIXED = 0.8  # part of a frame's edges that a mixture of two others has to explain
 _ONE_STEP = 0.75  # of the way between two shots; more at once is a hard cut's
+_ONE_LINE = 0.99  # correlation of two frames' edges, or its reverse
+_DIMMED = 0.5  # of the strength that a shot's edges had
 _STEPS = 7  # frames back to a dissolve's beginning, at most
 _BLANK = 0.3  # edge strength, grey levels a pixel, below which a frame shows nothing
 
@@ -36,6 +38,7 @@ class _Seen:
     colours: NDArray[np.float32]
     edges: NDArray[np.float32]
     shows: bool
+    strength: float
 
 
 class CutDetector:
@@ -48,6 +51,9 @@ class CutDetector:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self._shot: deque[_Seen] = deque(maxlen=_STEPS + 1)
+        self._bright: _Seen | None = None
+        """The shot's last frame before it dimmed, and the weakest since."""
+        self._weakest = 0.0
 
     def __call__(self, frame: Frame) -> bool:
         """frame: (H, W, 3) uint8 RGB, small ones serve; the first frame is no cut. One that shows nothing
@@ -58,9 +64,17 @@ class CutDetector:
         strength = float(np.linalg.norm(edges))
         shows = strength >= _BLANK * np.sqrt(edges.size)
         seen = _Seen(
-            grey, _histogram(small), edges / np.float32(strength if shows else np.inf), shows
+            grey,
+            _histogram(small),
+            edges / np.float32(strength if shows else np.inf),
+            shows,
+            strength,
         )
         last = self._shot[-1] if self._shot else None
+        if self._rises_elsewhere(seen):
+            self._shot.clear()
+            self._shot.append(seen)
+            return True
         if last is not None and last.shows and not shows:
             return False
         if last is not None and last.shows:
@@ -71,6 +85,24 @@ class CutDetector:
             self._shot.clear()
         self._shot.append(seen)
         return cut
+
+    def _rises_elsewhere(self, seen: _Seen) -> bool:
+        """Whether the light comes back, after a dip to black or white, on another place: edges alone tell,
+        since all that is dim has the same colours."""
+        bright, dip = self._bright, self._weakest
+        if bright is None or seen.strength >= bright.strength * _DIMMED <= dip:
+            self._bright, self._weakest = (seen if seen.shows else bright), seen.strength
+            return False
+        self._weakest = min(dip, seen.strength)
+        rises = seen.shows and dip < bright.strength * _DIMMED and seen.strength > 1.2 * dip
+        if not rises:
+            return False
+        elsewhere = (
+            float(bright.edges @ seen.edges) < _SAME_EDGES and _moved(bright, seen) < _SAME_PLACE
+        )
+        if elsewhere or seen.strength >= bright.strength * _DIMMED:
+            self._bright, self._weakest = seen, seen.strength
+        return elsewhere
 
     def _differs(self, before: _Seen, after: _Seen) -> bool:
         far = float(np.abs(before.colours - after.colours).sum()) / 2 > self.threshold
@@ -90,6 +122,8 @@ class CutDetector:
 
 def _leads(first: _Seen, between: list[_Seen], last: _Seen) -> bool:
     """Each frame in between is a mixture of the ends, and ever less of the first one."""
+    if abs(float(first.edges @ last.edges)) > _ONE_LINE:
+        return False  # a picture and its negative have no mixture but themselves
     ends = np.stack([first.edges, last.edges])
     middle = np.stack([seen.edges for seen in between])
     mixture = np.linalg.solve(ends @ ends.T, ends @ middle.T)  # (2, N), least squares

@@ -230,6 +230,8 @@ def _other(cells: NDArray[np.int16], key: NDArray[np.int16]) -> NDArray[np.bool_
     """(h, w) mask of cells whose colour stands nowhere between those about the same place of a keyframe; a
     camera that moves by less than a cell between them shows nothing other."""
     about = np.ones((3, 3), np.uint8)
+    # Light that changes everywhere is nothing that shows.
+    key = key + np.median(cells - key, (0, 1)).astype(np.int16)
     low, high = cv2.erode(key, about), cv2.dilate(key, about)
     return np.asarray(((cells < low - _OTHER) | (cells > high + _OTHER)).any(2), bool)
 

@@ -64,14 +64,12 @@ class _Seen:
     first_s: float = math.nan
     last_s: float = math.nan
     frames: int = 0
-    size: tuple[int, int] = (1, 1)
 
     def with_frame(self, frame: TimedFrame) -> TimedFrame:
         """Notes a frame that passes by."""
         if not self.frames:
             self.first_s = frame.time_s
         self.last_s = frame.time_s
-        self.size = (frame.width, frame.height)
         self.frames += 1
         return frame
 
@@ -149,6 +147,7 @@ class FaceStage:
         )
         for look in self.search(frames):
             for track in tracker.update(look.frame.time_s, look.found(), cut=look.cut):
+                track.size = (look.frame.width, look.frame.height)
                 self._cut(look, track.sightings[-1])
                 if self.identity is not None:
                     self.identity.look(look.full(), track.sightings[-1], track)
@@ -193,9 +192,9 @@ class FaceStage:
                     "n_detections": len(track.sightings),
                     "n_interpolated": len(track.bridged),
                     "mean_score": float(np.mean([s.score for s in track.sightings])),
-                    "mean_box": _fractions(boxes.mean(0), seen.size),
+                    "mean_box": _fractions(boxes.mean(0), track.size),
                     "person_id": person,
-                    "path": _path(track, seen.size),
+                    "path": _path(track),
                     "thumbnail": self._thumbnail(track),
                 }
                 | self._attributes(track)
@@ -208,7 +207,7 @@ class FaceStage:
                         "start_s": window.start_s,
                         "end_s": window.end_s,
                         "n_interpolated": window.n_interpolated,
-                        "bbox": _fractions(window.middle.box, seen.size),
+                        "bbox": _fractions(window.middle.box, track.size),
                         "quality": self._quality(window).row,
                         "n_frames": len(window.sightings),
                         "features": [s.feature.tolist() for s in window.sightings],
@@ -294,10 +293,10 @@ def make_detector(faces: FacesConfig, device: str = "cpu") -> Detector:
     )
 
 
-def _path(track: Track, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _path(track: Track) -> list[dict[str, Any]]:
     return [
         {"time_s": place.time_s, "interpolated": isinstance(place, BridgedBox)}
-        | _fractions(place.box, size)
+        | _fractions(place.box, track.size)
         for place in track.places()
     ]
 

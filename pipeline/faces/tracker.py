@@ -19,7 +19,7 @@ from emolake.pipeline.faces.detector import Detections, pairwise_iou
 
 _MOST_STEPS_AHEAD = 4.0  # a face that was moving when it was lost has rarely kept on longer
 _WIDER = 0.5  # of its width and height, by which a box is made larger on each side in the last pass
-_OTHER_SIZE = 1.2  # times as wide or as narrow as expected, and there it is somebody else's
+_OTHER_SIZE = 1.2  # times as large or as small as expected, and there it is somebody else's
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Track:
     """Time of the last of those."""
     lost_s: float | None = None
     """When the face was known to be gone."""
+    size: tuple[int, int] = (1, 1)
+    """Width and height of the frames it stands in: a change of them ends it."""
 
     def places(self) -> list[Sighting | BridgedBox]:
         """Where it was seen and where it must have been, in time order."""
@@ -155,8 +157,8 @@ class Tracker:
         stayed = _widened([track.sightings[-1].box for track in tracks], wider)
         iou = np.maximum(pairwise_iou(expected, boxes), pairwise_iou(stayed, boxes))
         if wider:
-            side, told = expected[:, 2] - expected[:, 0], boxes[:, 2] - boxes[:, 0]
-            other = np.abs(np.log(told[None] / side[:, None])) > np.log(_OTHER_SIZE)
+            was, told = (np.maximum(b[:, 2:] - b[:, :2], 1e-6) for b in (expected, boxes))
+            other = np.abs(np.log(told[None] / was[:, None])).max(-1) > np.log(_OTHER_SIZE)
             iou = np.where(other, np.float32(0), iou)
         rows, columns = linear_sum_assignment(-iou)
         matched = iou[rows, columns] >= self.min_iou

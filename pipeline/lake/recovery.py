@@ -3,9 +3,10 @@ written out of their files."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +33,8 @@ from emolake.pipeline.storage.shards import Shards
 
 _TRIES = 5
 
+T = TypeVar("T")
+
 
 def recover(
     lake: Lake, fence: Fence, *, own: bool = False, whole: bool = False, forgets: bool = True
@@ -42,12 +45,17 @@ def recover(
     forgets: rows of videos that are to be forgotten go first, those that a slow writer brought back too.
     own: what stands half done under this very lease goes too; only where none of its writes is under way.
     """
+    return _again(fence, lambda: _settled(lake, fence, own=own, whole=whole, forgets=forgets))
+
+
+def _again(fence: Fence, work: Callable[[], T]) -> T:
+    """`work`, begun anew where files go under its feet while the output is ours: whoever had it before has
+    woken up and removes what it had replaced. LeaseLost where it is ours no more."""
     for left in reversed(range(_TRIES)):
         try:
             with fence.held():
-                return _settled(lake, fence, own=own, whole=whole, forgets=forgets)
+                return work()
         except FileNotFoundError:
-            # Whoever had the output before has woken up and removes what it had replaced.
             if not left:
                 raise
     raise AssertionError("unreachable")
@@ -77,16 +85,8 @@ def _settled(lake: Lake, fence: Fence, *, own: bool, whole: bool, forgets: bool)
 def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:
     """Takes every row of some videos out, whether it counts or not. gone: their uris. Returns how many rows
     went of each table. JobFailed where the store keeps some."""
+    ledger, segments, count = _again(fence, lambda: _counted(lake, gone))
     with fence.held():
-        count = dict.fromkeys((*DATA_TABLES, LEDGER), 0)
-        ledger = ledger_shards(lake)
-        segments = _segments_of(ledger, gone)
-        for file in _data_files(lake):
-            if file.commit_id in segments:
-                rows = lake.read_table(file, ["video_id", "segment"]).to_pylist()
-                there = segments[file.commit_id]
-                count[file.table] += sum((r["video_id"], r["segment"]) in there for r in rows)
-        count[LEDGER] = sum(map(len, segments.values()))
         count[LABELS] = erase_labels(lake, gone, fence)
         if segments:
             _rewrite(lake, ledger, segments, fence)
@@ -95,6 +95,20 @@ def erase(lake: Lake, fence: Fence, gone: Container[str]) -> dict[str, int]:
                 fence()
                 raise JobFailed(f"{lake.uri} still holds some of these rows; run it again")
         return count
+
+
+def _counted(lake: Lake, gone: Container[str]) -> tuple[Shards, Segments, dict[str, int]]:
+    """The ledger, the segments of some videos by commit, and how many rows of each table are theirs."""
+    count = dict.fromkeys((*DATA_TABLES, LEDGER), 0)
+    ledger = ledger_shards(lake)
+    segments = _segments_of(ledger, gone)
+    for file in _data_files(lake):
+        if file.commit_id in segments:
+            rows = lake.read_table(file, ["video_id", "segment"]).to_pylist()
+            there = segments[file.commit_id]
+            count[file.table] += sum((r["video_id"], r["segment"]) in there for r in rows)
+    count[LEDGER] = sum(map(len, segments.values()))
+    return ledger, segments, count
 
 
 def _data_files(lake: Lake) -> list[DataFile]:

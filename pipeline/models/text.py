@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from emolake.pipeline.errors import UserError, in_a_line
 
@@ -40,6 +42,7 @@ class TextModel:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = self.model.to(device).eval()
+        self._takes = inspect.signature(self.model.forward).parameters
         self.device = device
         self.limit = limit
 
@@ -73,37 +76,52 @@ class TextModel:
         """(P, A) float32 log-probability of each answer after each prompt. Prompts are read once, in one
         padded batch; each answer then goes on from there."""
         given = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
-        seen = given["attention_mask"]
+        given.pop("token_type_ids", None)
+        logits_of = self._decoder(given) if self.seq2seq else self._continuation(given)
         rows = [torch.tensor(self._ids(answer), device=self.device) for answer in answers]
-        if self.seq2seq:
-            encoded = self.model.get_encoder()(input_ids=given["input_ids"], attention_mask=seen)
-
-            def logits_of(ids: Tensor) -> Tensor:
-                return self.model(encoder_outputs=encoded, attention_mask=seen, labels=ids).logits
-        else:
-            places = (seen.cumsum(-1) - 1).clamp_min(0)
-            read = self.model(
-                input_ids=given["input_ids"], attention_mask=seen, position_ids=places,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            cache = read.past_key_values
-
-            def logits_of(ids: Tensor) -> Tensor:
-                further = ids.shape[1] - 1
-                if not further:
-                    return read.logits
-                out = self.model(
-                    input_ids=ids[:, :-1],
-                    attention_mask=torch.cat([seen, torch.ones_like(ids[:, :-1])], 1),
-                    position_ids=places[:, -1:] + 1 + torch.arange(further, device=self.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                cache.crop(-further)
-                return torch.cat([read.logits, out.logits], 1)
-
         told = [_log_probability(logits_of(row.repeat(len(prompts), 1)), row) for row in rows]
         return torch.stack(told, 1).cpu()
+
+    def _decoder(self, given: Any) -> Callable[[Tensor], Tensor]:
+        """Answers (P, S) -> logits (P, S, V)."""
+        seen = given["attention_mask"]
+        encoded = self.model.get_encoder()(**given)
+
+        def logits_of(ids: Tensor) -> Tensor:
+            out = self.model(encoder_outputs=encoded, attention_mask=seen, labels=ids)
+            logits: Tensor = out.logits
+            return logits
+
+        return logits_of
+
+    def _continuation(self, given: Any) -> Callable[[Tensor], Tensor]:
+        """The same. What keeps no plain cache (sliding windows, recurrent models) reads the prompt anew."""
+        seen = given["attention_mask"]
+        places = (seen.cumsum(-1) - 1).clamp_min(0)
+        read = self._read(given["input_ids"], seen, places, use_cache=True, logits_to_keep=1)
+        cache: Any = getattr(read, "past_key_values", None)
+        plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+        def logits_of(ids: Tensor) -> Tensor:
+            further = ids[:, :-1]
+            count = further.shape[1]
+            if not count:
+                return read.logits[:, -1:]
+            more = torch.cat([seen, torch.ones_like(further)], 1)
+            after = places[:, -1:] + 1 + torch.arange(count, device=self.device)
+            if not plain:
+                whole = torch.cat([given["input_ids"], further], 1)
+                out = self._read(whole, more, torch.cat([places, after], 1))
+                return out.logits[:, -count - 1 :]
+            out = self._read(further, more, after, past_key_values=cache, use_cache=True)
+            cache.crop(-count)
+            return torch.cat([read.logits[:, -1:], out.logits], 1)
+
+        return logits_of
+
+    def _read(self, ids: Tensor, seen: Tensor, places: Tensor, **more: Any) -> Any:
+        known = {"attention_mask": seen, "position_ids": places} | more
+        return self.model(input_ids=ids, **{k: v for k, v in known.items() if k in self._takes})
 
     def _ids(self, answer: str) -> list[int]:
         ids: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]

@@ -36,14 +36,21 @@ def all_told(segments: Sequence[Mapping[str, Any]], tracks: Sequence[Mapping[str
 
 
 def lasting(path: NDArray[np.float64], start_s: float, end_s: float) -> NDArray[np.float64]:
-    """A track's path (N, 5), N >= 1, for as long as the track lasts: whoever is looked for seldom is there
-    longer than seen, and may go on as they went."""
-    begin, end = min(start_s, path[0, 0]), max(end_s, path[-1, 0])
-    last, before = path[-1], path[max(len(path) - 2, 0)]
-    part = (end - last[0]) / max(last[0] - before[0], 1e-3)
-    gone = last[1:] + (last[1:] - before[1:]) * min(part, 1.0)
-    gone = np.concatenate([np.minimum(gone, last[1:])[:2], np.maximum(gone, last[1:])[2:]])
-    return np.vstack([[begin, *path[0, 1:]], path, [end, *gone]])
+    """A track's path (N, 5), N >= 1, for as long as the track lasts, and before it for as long as from one
+    look to the next: whoever is looked for seldom is there longer than seen, came as they go on, and goes on
+    as they went."""
+    end = max(end_s, path[-1, 0])
+    begin = min(start_s, path[0, 0] - (end - path[-1, 0]))
+    return np.vstack([_further(path[:2], begin), path, _further(path[:-3:-1], end)])
+
+
+def _further(ends: NDArray[np.float64], time_s: float) -> NDArray[np.float64]:
+    """(5,) the path beyond its end, ends[0], away from the place beside it: all that lies on the way."""
+    here, beside = ends[0], ends[-1]
+    part = abs(time_s - here[0]) / max(abs(here[0] - beside[0]), 1e-3)
+    gone = here[1:] + (here[1:] - beside[1:]) * min(part, 1.0)
+    low, high = np.minimum(gone, here[1:]), np.maximum(gone, here[1:])
+    return np.array([time_s, *low[:2], *high[2:]])
 
 
 def hidden(picture: Frame, time_s: float, faces: Hidden) -> Frame:

@@ -2,7 +2,8 @@
 
 Diffuse white is at 203 cd/m2 (ITU-R BT.2408), so what was graded for both looks the same in both; what is
 brighter is rolled off. swscale's own conversion takes two seconds to set up for each size, and a fifth of a
-second for each frame of 4K whatever its size is to be; this one works on the small picture.
+second for each frame of 4K whatever its size is to be; this one works at the size that is asked for, which is
+most often detection's (a whole frame of 4K takes twice as long as swscale's).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from av.video.stream import VideoStream
 from emolake.pipeline.config import DecodeConfig
 from emolake.pipeline.errors import Reason, VideoError
 from emolake.pipeline.video.frame import Frame, TimedFrame
-from emolake.pipeline.video.picture import Pictures
+from emolake.pipeline.video.picture import Pictures, is_mirrored
 
 Source = str | IO[bytes]
 """A local path, or a seekable binary file."""
@@ -134,8 +134,7 @@ def _pyav_frames(
         if start_s > 0 and stream.time_base:
             seek(container, stream, start_s + origin)
         problems, seen, finished = 0, False, False
-        step = 1 / float(stream.average_rate or 25)
-        time_s = -step
+        clock = Clock(container, stream)
         tick = float(stream.time_base or 0)
         pictures = Pictures(stream)
 
@@ -148,7 +147,7 @@ def _pyav_frames(
                 ending.detail = decoded
                 continue
             _check_size(decoded.width, decoded.height, config.max_pixels)
-            time_s = decoded.time - origin if decoded.time is not None else time_s + step
+            time_s = clock(decoded)
             seen = True
             ending.last_s = time_s
             if time_s >= end_s - _EPSILON:
@@ -259,6 +258,8 @@ def _note_truncation(ending: Ending, duration: float | None, problems: int, cut_
 def seek(container: Any, stream: VideoStream, target_s: float) -> None:
     """To the keyframe at or before the target, a time of the file's own clock; a file that cannot seek is
     read from its start."""
+    if container.start_time is None:
+        return  # nothing in it tells a time: its frames are counted from the first
     try:
         container.seek(int(target_s / (stream.time_base or 1)), stream=stream, backward=True)
     except FFmpegError:
@@ -274,8 +275,12 @@ def _decord_frames(
         raise VideoError("decode_error", "decord is not installed; pip install decord2") from None
     info = probe(source)
     _check_size(info.width, info.height, config.max_pixels)
-    with open_video(source) as (container, _):
+    with open_video(source) as (container, stream):
         origin = clock_start(container)
+        first = next((f for f in _decode(container, stream) if isinstance(f, VideoFrame)), None)
+    if first is not None and is_mirrored(first):  # decord turns pictures and does not mirror them
+        yield from _pyav_frames(source, config, start_s, end_s, ending)
+        return
     if not isinstance(source, str):
         source.seek(0)
     try:
@@ -354,6 +359,21 @@ def container_of(source: Source, hwaccel: str | None = None) -> Any:
 
 def _is_picture(stream: VideoStream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+class Clock:
+    """Tells each frame of a stream, in order, its time in seconds from the video's start. One that tells none
+    (raw streams) comes a step after the one before it."""
+
+    def __init__(self, container: Any, stream: VideoStream) -> None:
+        self._origin = clock_start(container)
+        self._step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        self._last = -self._step
+
+    def __call__(self, frame: VideoFrame) -> float:
+        told = frame.time
+        self._last = self._last + self._step if told is None else told - self._origin
+        return self._last
 
 
 def clock_start(container: Any) -> float:

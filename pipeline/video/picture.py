@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from emolake.pipeline.video.colour import is_sdr, sdr
 from emolake.pipeline.video.frame import Frame, TimedFrame
 
+_KEPT = 8  # scalers of one stream
 _OBLONG = 4  # times as wide as high, or as high as wide: beyond it a pixel's shape is an error
 _UNSPECIFIED = 2  # ITU-T H.273, of colours
 _SD = (576, 1279)  # pixels at most, the shorter side and the longer
 _TALLEST_INTERLACED = 1088
 _COMB_STEP = 4  # columns
 _COMB_DEPTH = 10  # of 255
+_PACKED = {"yuyv422": 0, "uyvy422": 1}  # where the first luma stands of two bytes
 _COMBED_IF_FLAGGED, _COMBED = 0.002, 0.02  # parts of the picture
 _FINE_AS_A_FIELD = 4  # times less combed is a field of what is combed; texture is fine at each size
 
@@ -36,14 +38,14 @@ class Pictures:
     def __init__(self, stream: VideoStream) -> None:
         self._context = stream.codec_context
         self._by_container = stream.sample_aspect_ratio
-        self._told = self._context.sample_aspect_ratio
+        self._told = self._now = self._context.sample_aspect_ratio
         # Setting a scaler up for each frame costs as much as scaling a small one.
         self._scalers: dict[tuple[int, int], VideoReformatter] = defaultdict(VideoReformatter)
         self._fields: dict[tuple[int, int, str], Graph] = {}
 
     def timed(self, frame: VideoFrame, time_s: float) -> TimedFrame:
         """The frame as it is shown; rendered when somebody asks for it."""
-        width, height = square(frame.width, frame.height, self._aspect())
+        width, height = square(frame.width, frame.height, self._aspect(frame))
         turned, flip_x, flip_y = orientation(frame)
         field: VideoFrame | None = None
 
@@ -62,16 +64,20 @@ class Pictures:
         """The whole picture, (H, W, 3) uint8; at most so wide."""
         return self.timed(frame, 0.0).rgb(width)
 
-    def _aspect(self) -> Fraction | None:
+    def _aspect(self, frame: VideoFrame) -> Fraction | None:
         """Of a pixel, width to height. A container's word counts above the codec's, but broadcasts change
-        theirs in the middle, of which only the codec tells."""
-        now = self._context.sample_aspect_ratio
-        return now if now != self._told else self._by_container
+        theirs in the middle, of which only the codec tells: at a keyframe, and before the frames that are
+        shown ahead of it have come out."""
+        if frame.key_frame:
+            self._now = self._context.sample_aspect_ratio
+        return self._now if self._now != self._told else self._by_container
 
     def _field(self, frame: VideoFrame) -> VideoFrame:
         """The frame's even lines."""
         key = (frame.width, frame.height, frame.format.name)
         if key not in self._fields:
+            if len(self._fields) == _KEPT:
+                self._fields.clear()
             graph = Graph()
             source = graph.add_buffer(
                 width=frame.width,
@@ -87,6 +93,8 @@ class Pictures:
         return self._fields[key].vpull()
 
     def _scaled(self, frame: VideoFrame, width: int, height: int) -> Frame:
+        if (width, height) not in self._scalers and len(self._scalers) == _KEPT:
+            self._scalers.clear()  # of a file whose size changes with each frame
         smaller = width <= frame.width and height <= frame.height
         by_flags = is_sdr(frame.color_trc, frame.color_primaries)
         scaled = (
@@ -129,6 +137,12 @@ def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if turned else (False, a < 0, d < 0)
 
 
+def is_mirrored(frame: VideoFrame) -> bool:
+    """Whether its display matrix turns it over, and not round alone."""
+    turned, flip_x, flip_y = orientation(frame)
+    return turned ^ flip_x ^ flip_y
+
+
 def is_combed(frame: VideoFrame) -> bool:
     """Whether the frame's lines show two moments in turn. Flags alone do not tell: film is flagged as
     interlaced and has no combs, and what was once encoded wrongly has combs and no flag."""
@@ -149,11 +163,19 @@ def _combed(luma: NDArray[np.int32]) -> float:
 
 
 def _luma(frame: VideoFrame) -> NDArray[np.int32] | None:
-    """Some columns of it, 0..255; None where the first plane holds more than brightness."""
+    """Some columns of it, 0..255; None where it does not lie by itself in the first plane."""
     layout = frame.format
-    if layout.is_rgb or not layout.is_planar or layout.is_big_endian or layout.has_palette:
+    if layout.name in _PACKED:
+        plane = frame.planes[0]
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        first = _PACKED[layout.name]
+        return lines[: frame.height, first : 2 * frame.width : 2 * _COMB_STEP].astype(np.int32)
+    flat = layout.is_planar or layout.name.startswith("gray")
+    if layout.is_rgb or not flat or layout.is_big_endian or layout.has_palette:
         return None
     bits = layout.components[0].bits
+    if layout.name.startswith(("p0", "p2", "p4", "nv20")):
+        bits = 16  # they stand in the upper part of their words
     kind = np.dtype(np.uint8 if bits == 8 else np.uint16)
     plane = frame.planes[0]
     lines = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)

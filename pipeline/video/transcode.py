@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 
 from emolake.pipeline.errors import UserError, VideoError
-from emolake.pipeline.video.decode import Source, clock_start, open_video, seek
+from emolake.pipeline.video.decode import Clock, Source, clock_start, open_video, seek
 from emolake.pipeline.video.frame import Frame
 from emolake.pipeline.video.picture import Pictures
 
@@ -63,7 +63,9 @@ class _Transcoding:
     ) -> None:
         self._container, self._video, self._out, self._drawn = container, video, out, drawn
         self._span, self._width = span, width
-        self._clock = clock_start(container)
+        self._clock = Clock(container, video)
+        self._origin = clock_start(container)
+        self._last_pts: int | None = None
         self._pictures = Pictures(video)
         self._stream: Any = None
         self._deinterlacer: Graph | None = None
@@ -82,7 +84,9 @@ class _Transcoding:
                     self._sound.add(packet)
                 continue
             for frame in frames_of(packet):
-                time_s = (frame.time or 0.0) - self._clock
+                time_s = self._clock(frame)
+                if frame.pts is None:
+                    frame.pts = round((time_s + self._origin) / frame.time_base)
                 if self._span is not None and time_s >= self._span[1]:
                     return self._finished(count)
                 if self._span is not None and time_s < self._span[0]:
@@ -92,19 +96,24 @@ class _Transcoding:
         return self._finished(count)
 
     def _add(self, frame: Any, early: list[Any]) -> int:
-        time_s = (frame.time or 0.0) - self._clock
+        time_s = frame.time - self._origin
         picture = self._drawn(self._pictures.rgb(frame, self._width), time_s)
         if self._stream is None:
             self._stream = _video_stream(self._out, picture, frame.time_base)
             if self._span is not None:
                 self.first_s = time_s
-                self._sound.begins_s = frame.time or 0.0
+                self._sound.begins_s = frame.time
             for sounding in early:
                 self._sound.add(sounding)
         drawn = av.VideoFrame.from_ndarray(picture, format="rgb24")
         drawn.pts, drawn.time_base = frame.pts, frame.time_base
         if self.first_s is not None and frame.pts is not None:
             drawn.pts -= round(self._sound.begins_s / frame.time_base)
+        if self._last_pts is not None and drawn.pts <= self._last_pts:
+            drawn.pts = (
+                self._last_pts + 1
+            )  # of joined files the clock steps back; containers refuse that
+        self._last_pts = drawn.pts
         self._out.mux(self._stream.encode(drawn))
         return 1
 

@@ -11,7 +11,7 @@ from emolake.pipeline.errors import UserError
 from emolake.pipeline.presentation.blur import Hidden, hidden, lasting
 from emolake.pipeline.presentation.export.story import Face, Story
 from emolake.pipeline.presentation.palette import rgb
-from emolake.pipeline.video.decode import Source, clock_start, open_video
+from emolake.pipeline.video.decode import Clock, Source, open_video
 from emolake.pipeline.video.frame import Frame
 from emolake.pipeline.video.picture import Pictures
 from emolake.pipeline.video.transcode import frames_of
@@ -51,10 +51,10 @@ def write_stills(story: Story, source: Source, folder: Path, paint: Painter) -> 
         raise UserError(f"--frames {folder} cannot be made: {error.strerror}") from None
     made = 0
     with open_video(source) as (container, video):
-        pictures = Pictures(video)
+        pictures, clock = Pictures(video), Clock(container, video)
         for packet in container.demux(video):
             for frame in frames_of(packet):
-                time_s = (frame.time or 0.0) - clock_start(container)
+                time_s = clock(frame)
                 while made < len(wanted) and wanted[made][0] <= time_s:
                     middle, name = wanted[made]
                     path = folder / f"{middle:09.3f}_{name.replace(' ', '')}.png"

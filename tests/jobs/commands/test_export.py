@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import av
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from emolake.jobs.cli import main
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
+from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.faces.stage import FaceStage, make_detector
 from emolake.pipeline.lake.commit import commit_segments
 from emolake.pipeline.presentation.export.overlay import drawn_on, painter
 from emolake.pipeline.presentation.export.story import Story, face_of, read_story
 from emolake.pipeline.presentation.palette import rgb
+from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.video.decode import Ending, sampled_frames
 from emolake.pipeline.video.transcode import transcode
 from tests.conftest import read_rows
@@ -141,18 +144,51 @@ def walking(k: int) -> NDArray[np.uint8]:
     return picture
 
 
-def test_of_a_video_that_was_not_analysed_whole_nothing_is_shown(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, True),
+        ({"n_segments": 2}, False),
+        ({"n_dropped_tracks": 1}, False),
+        ({"failed": True, "reason": "timeout", "annotations": [], "tracks": []}, False),
+        ({"video_id": "of another file at the same place"}, False),
+    ],
+)
+def test_of_a_video_that_was_not_analysed_whole_as_it_is_nothing_is_shown(
+    tmp_path: Path, capsys, changes: dict[str, Any], shown: bool
+) -> None:
     lake = lake_at(tmp_path / "out")
     clip = film(tmp_path / "talk.mp4", [walking(k) for k in range(5)])
-    row = segment("5eed00aa", uri=str(clip), of=2, n_dropped_tracks=1)
-    commit_segments(lake, [row], RUN, no_fence)
+    (there,) = find_videos([str(clip)], Storage())
+    row = segment("5eed00aa", uri=str(clip), video_id=there["video_id"][0].as_py())
+    row["tracks"][0]["path"] = [
+        {"time_s": 0.0, "interpolated": False} | row["tracks"][0]["mean_box"]
+    ]
+    commit_segments(lake, [row | changes], RUN, no_fence)
     target = tmp_path / "safe.mp4"
     asked = ["export", lake.uri, "talk", "--video", str(target), "--blur-faces", "--no-overlay"]
     assert main(asked) == 0
-    assert "blurred is all" in capsys.readouterr().out
+    assert ("blurred is all" in capsys.readouterr().out) is not shown
     with av.open(str(target)) as told:
         pictures = [frame.to_ndarray(format="gray") for frame in told.decode(video=0)]
-    assert all(cv2.Laplacian(picture, cv2.CV_64F).std() < 10 for picture in pictures)
+    assert {bool(cv2.Laplacian(p, cv2.CV_64F).std() > 10) for p in pictures} == {shown}
+
+
+def test_a_raw_stream_is_blurred_and_written_by_the_times_its_analysis_had(tmp_path: Path) -> None:
+    """Its frames tell no time."""
+    raw = tmp_path / "camera.mp4"
+    made = film(tmp_path / "camera.h264", [walking(k) for k in range(50)], bf="0")
+    made.rename(raw)
+    stage = FaceStage(FacesConfig(), WindowsConfig(), Needs(), 4.0)
+    found = stage(sampled_frames(str(raw), DecodeConfig(), 0.0, math.inf, Ending()))
+    faces = [face_of(track | {"segment": 0}, []) for track in found.tracks]
+    story = Story("v", str(raw), found.seen_s, faces, whole=True)
+    safe = tmp_path / "safe.mp4"
+    assert transcode(str(raw), safe, painter(story, overlay=False, blur=True)) == 50
+    assert set(faces_of(safe)) == {0}
+    with av.open(str(safe)) as told:
+        times = [frame.time for frame in told.decode(video=0)]
+    assert times == pytest.approx(np.arange(50) / 25, abs=0.01)
 
 
 def test_sound_is_left_out_where_that_is_asked_for(clips: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from transformers import (
     HubertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -158,6 +160,13 @@ def random_text_model(folder: Path, *, seq2seq: bool = False, kind: str | None =
             model = BloomForCausalLM(
                 BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2, **ids)
             )
+        case "mistral":
+            model = MistralForCausalLM(
+                MistralConfig(
+                    vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=2, num_key_value_heads=2, sliding_window=8, **ids,
+                )
+            )  # fmt: skip
         case _:
             model = LlamaForCausalLM(
                 LlamaConfig(

@@ -308,7 +308,7 @@ def test_answers_are_read_strictly(read, answer: str, value: object) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["llama", "opt", "bloom", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "bloom", "mistral", "t5", "bart"])
 def test_text_models_score_as_one_forward_per_answer_would(tmp_path: Path, kind: str) -> None:
     model = TextModel(str(random_text_model(tmp_path / "model", kind=kind)), "cpu", limit=4)
     seq2seq = kind in ("t5", "bart")

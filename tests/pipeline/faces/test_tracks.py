@@ -211,3 +211,22 @@ def test_a_camera_that_moves_makes_no_cut() -> None:
     assert cuts_of(*pan) == []
     whip = [np.ascontiguousarray(place[:, x : x + 240]) for x in (0, 0, 100, 200, 200)]
     assert cuts_of(*whip) == []
+
+
+def test_a_dip_to_black_ends_the_shot_only_where_another_place_comes_up() -> None:
+    one, other = pictures(2)
+    for steps in (1, 3, 6):
+        down = [(one * part).astype(np.uint8) for part in np.arange(steps)[::-1] / steps]
+        for after, told in ((one, 0), (other, 1)):
+            up = [(after * part).astype(np.uint8) for part in np.arange(1, steps + 1) / steps]
+            cuts = cuts_of(one, one, *down, *up, after, after)
+            assert len(cuts) == told
+            assert all(cut == 2 + steps for cut in cuts), "as soon as it shows"
+
+
+def test_a_picture_and_its_negative_are_no_error() -> None:
+    (one,) = pictures(1)
+    negative = np.asarray(255 - one, np.uint8)
+    grey = np.full_like(one, 127)
+    mixed = [cv2.addWeighted(one, 1 - p, negative, p, 0) for p in (0.25, 0.4, 0.6, 0.75)]
+    assert cuts_of(one, one, *mixed, negative, negative, grey, one, one) is not None

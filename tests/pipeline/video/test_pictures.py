@@ -18,10 +18,11 @@ from skimage import data
 
 from emolake.pipeline.annotators.base import WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig, DecodeConfig, FacesConfig, WindowsConfig
+from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.faces.stage import FaceStage
 from emolake.pipeline.video.decode import Ending, probe, sampled_frames
 from emolake.pipeline.video.frame import Frame, TimedFrame
-from emolake.pipeline.video.picture import square
+from emolake.pipeline.video.picture import Pictures, square
 
 WIDTH, HEIGHT, RATE, FRAMES = 512, 384, 25, 25
 SCENE = np.asarray(cv2.resize(np.asarray(data.astronaut())[:320], (854, 534)), np.uint8)
@@ -172,6 +173,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "interlaced_professional": {
         "suffix": ".mkv", "codec": "ffv1", "pix_fmt": "yuv422p10le", "shown": woven,
     },
+    "interlaced_capture": {
+        "suffix": ".mov", "codec": "rawvideo", "pix_fmt": "uyvy422", "shown": woven,
+    },
     "full_range": {"colours": {"color_range": 2}},
     "ten_bits_of_full_range": {
         "suffix": ".mkv", "codec": "ffv1", "pix_fmt": "yuv420p10le", "colours": {"color_range": 2},
@@ -289,8 +293,8 @@ def thumbnail(frame: TimedFrame) -> NDArray[np.int64]:
 def test_a_broadcast_that_changes_its_format_is_square_before_and_after(tmp_path: Path) -> None:
     parts = [
         film(
-            tmp_path / f"{n}.ts", squeezed(720, 576), codec="mpeg2video", aspect=Fraction(n, 45),
-            first=first, g="5", b="8M",
+            tmp_path / f"{n}.ts", squeezed(720, 576), aspect=Fraction(n, 45), first=first,
+            g="5", bf="2", preset="ultrafast",
         )
         for n, first in ((48, 0), (64, FRAMES))
     ]  # fmt: skip
@@ -299,8 +303,46 @@ def test_a_broadcast_that_changes_its_format_is_square_before_and_after(tmp_path
     widths = [frame.width for frame in frames_of(joined)]
     assert widths == sorted(widths)
     assert set(widths) == {768, 1024}
+    each = sampled_frames(str(joined), DecodeConfig(sample_fps=25), 0.0, math.inf, Ending())
+    widths = [frame.width for frame in each]
+    assert (widths[:25], set(widths[25:])) == ([768] * 25, {1024}), "not before the old are out"
     later = sampled_frames(str(joined), DecodeConfig(), 1.25, math.inf, Ending())
     assert {frame.width for frame in later} == {1024}
+
+
+def test_of_a_video_that_changes_its_size_boxes_are_parts_of_their_own_frames(
+    tmp_path: Path,
+) -> None:
+    parts = [
+        film(tmp_path / f"{w}.ts", squeezed(w, h), first=first, g="5", bf="0", preset="ultrafast")
+        for w, h, first in ((480, 384, 0), (240, 192, FRAMES))
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    stage = FaceStage(FacesConfig(min_face=20), WindowsConfig(), Needs(), 4.0)
+    first, second = stage(frames_of(joined)).tracks
+    assert second["start_s"] >= 1.0
+    for side in ("y1", "y2"):
+        assert first["mean_box"][side] == pytest.approx(second["mean_box"][side], abs=0.03)
+
+
+def test_decord_leaves_mirrored_pictures_to_pyav(tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    path = film(tmp_path / "mirrored.mp4", turned(np.fliplr))
+    placed(-1, 0, 0, 1)(path)
+    config = DecodeConfig(backend="decord")
+    (first, *_) = sampled_frames(str(path), config, 0.0, math.inf, Ending())
+    assert np.abs(thumbnail(first) - thumbnail(frames_of(path)[0])).mean() < 3
+
+
+def test_a_file_whose_size_changes_all_the_time_keeps_few_scalers(tmp_path: Path) -> None:
+    with av.open(str(film(tmp_path / "film.mp4"))) as container:
+        video = container.streams.video[0]
+        pictures = Pictures(video)
+        frame = next(container.decode(video))
+        for width in range(100, 200):
+            pictures.timed(frame, 0.0).render(width, width)
+    assert len(pictures._scalers) <= 8
 
 
 def test_film_that_is_flagged_as_interlaced_keeps_all_its_lines(tmp_path: Path) -> None:
