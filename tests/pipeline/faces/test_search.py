@@ -126,10 +126,13 @@ def test_a_change_of_frame_size_is_a_cut() -> None:
     assert [look.cut for look in looks] == [k == 3 for k in range(6)]
 
 
+ROOM = cv2.resize(np.random.default_rng(1).integers(0, 80, (6, 10, 3), np.uint8), (160, 90))
+
+
 def patched(k: int, spans: dict[int, tuple[slice, slice]]) -> TimedFrame:
-    picture = np.full((90, 160, 3), 60, np.uint8)
+    picture = np.asarray(ROOM, np.uint8).copy()
     if k in spans:
-        picture[spans[k]] = (120, 90, 80)
+        picture[spans[k]] = (180, 150, 140)
     picture[0, 0] = k
     return TimedFrame(k / 4, 160, 90, lambda width, height: picture)
 
