@@ -42,11 +42,14 @@ class Pictures:
         # Setting a scaler up for each frame costs as much as scaling a small one.
         self._scalers: dict[tuple[int, int], VideoReformatter] = defaultdict(VideoReformatter)
         self._fields: dict[tuple[int, int, str], Graph] = {}
+        self._orientations: dict[int, tuple[bool, bool, bool]] = {}
+        """By the angle that a frame tells: PyAV makes a circle of a frame that is asked for its side data, and
+        memory grows with each until Python looks for circles."""
 
     def timed(self, frame: VideoFrame, time_s: float) -> TimedFrame:
         """The frame as it is shown; rendered when somebody asks for it."""
         width, height = square(frame.width, frame.height, self._aspect(frame))
-        turned, flip_x, flip_y = orientation(frame)
+        turned, flip_x, flip_y = self._orientation(frame)
         field: VideoFrame | None = None
 
         def render(across: int, down: int) -> Frame:
@@ -63,6 +66,12 @@ class Pictures:
     def rgb(self, frame: VideoFrame, width: int | None = None) -> Frame:
         """The whole picture, (H, W, 3) uint8; at most so wide."""
         return self.timed(frame, 0.0).rgb(width)
+
+    def _orientation(self, frame: VideoFrame) -> tuple[bool, bool, bool]:
+        angle = frame.rotation
+        if angle not in self._orientations:
+            self._orientations[angle] = orientation(frame)
+        return self._orientations[angle]
 
     def _aspect(self, frame: VideoFrame) -> Fraction | None:
         """Of a pixel, width to height. A container's word counts above the codec's, but broadcasts change

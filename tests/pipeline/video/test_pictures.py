@@ -1,5 +1,6 @@
 """Pictures as they are meant: one film, encoded in the ways of archives, shows one face in one place."""
 
+import gc
 import math
 import struct
 from collections.abc import Callable
@@ -333,6 +334,19 @@ def test_decord_leaves_mirrored_pictures_to_pyav(tmp_path: Path) -> None:
     config = DecodeConfig(backend="decord")
     (first, *_) = sampled_frames(str(path), config, 0.0, math.inf, Ending())
     assert np.abs(thumbnail(first) - thumbnail(frames_of(path)[0])).mean() < 3
+
+
+def test_frames_are_freed_as_soon_as_nobody_holds_them(tmp_path: Path) -> None:
+    path = film(tmp_path / "film.mp4", turned(np.rot90))
+    placed(0, 1, -1, 0)(path)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len([frame.rgb(64).shape for frame in frames_of(path)]) == 4
+        left = [thing for thing in gc.get_objects() if type(thing) is VideoFrame]
+    finally:
+        gc.enable()
+    assert len(left) <= 2
 
 
 def test_a_file_whose_size_changes_all_the_time_keeps_few_scalers(tmp_path: Path) -> None:
