@@ -43,8 +43,8 @@ class Pictures:
         self._scalers: dict[tuple[int, int], VideoReformatter] = defaultdict(VideoReformatter)
         self._fields: dict[tuple[int, int, str], Graph] = {}
         self._orientations: dict[int, tuple[bool, bool, bool]] = {}
-        """By the angle that a frame tells: PyAV makes a circle of a frame that is asked for its side data, and
-        memory grows with each until Python looks for circles."""
+        """By the angle that a frame tells: PyAV makes a circle of a frame that is asked for its side data,
+        and memory grows with each until Python looks for circles."""
 
     def timed(self, frame: VideoFrame, time_s: float) -> TimedFrame:
         """The frame as it is shown; rendered when somebody asks for it."""
