@@ -2,7 +2,7 @@
 
 Of what was interlaced and moves one field serves as the frame; oblong pixels become square; limited or full
 range and the colour matrix become RGB, HDR and wide gamut BT.709; last it is turned and mirrored as its
-display matrix says. Each by the frame's own flags, as FFmpeg tells them, so no segment changes a picture.
+display matrix says. Each by what the frame and its flags tell, so no segment changes a picture.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from emolake.pipeline.video.colour import is_sdr, sdr
 from emolake.pipeline.video.frame import Frame, TimedFrame
 
-_KEPT = 8  # scalers of one stream
+_KEPT = 8  # scalers, and graphs, of one stream
 _OBLONG = 4  # times as wide as high, or as high as wide: beyond it a pixel's shape is an error
 _UNSPECIFIED = 2  # ITU-T H.273, of colours
 _SD = (576, 1279)  # pixels at most, the shorter side and the longer
@@ -75,8 +75,8 @@ class Pictures:
 
     def _aspect(self, frame: VideoFrame) -> Fraction | None:
         """Of a pixel, width to height. A container's word counts above the codec's, but broadcasts change
-        theirs in the middle, of which only the codec tells: at a keyframe, and before the frames that are
-        shown ahead of it have come out."""
+        theirs in the middle, of which only the codec tells, and before the frames that are shown ahead of
+        the keyframe have come out."""
         if frame.key_frame:
             self._now = self._context.sample_aspect_ratio
         return self._now if self._now != self._told else self._by_container
@@ -105,21 +105,21 @@ class Pictures:
         if (width, height) not in self._scalers and len(self._scalers) == _KEPT:
             self._scalers.clear()  # of a file whose size changes with each frame
         smaller = width <= frame.width and height <= frame.height
-        by_flags = is_sdr(frame.color_trc, frame.color_primaries)
+        plain = is_sdr(frame.color_trc, frame.color_primaries)
         scaled = (
             self._scalers[width, height]
             .reformat(
                 frame,
                 width,
                 height,
-                format="rgb24" if by_flags else "rgb48le",
+                format="rgb24" if plain else "rgb48le",
                 src_colorspace=_matrix(frame),
                 interpolation="AREA" if smaller else "BILINEAR",
                 threads=1,
             )
             .to_ndarray()
         )
-        if by_flags:
+        if plain:
             return np.asarray(scaled, np.uint8)
         return sdr(np.asarray(scaled, np.uint16), frame.color_trc, frame.color_primaries)
 

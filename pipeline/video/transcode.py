@@ -107,12 +107,11 @@ class _Transcoding:
                 self._sound.add(sounding)
         drawn = av.VideoFrame.from_ndarray(picture, format="rgb24")
         drawn.pts, drawn.time_base = frame.pts, frame.time_base
-        if self.first_s is not None and frame.pts is not None:
+        if self.first_s is not None:
             drawn.pts -= round(self._sound.begins_s / frame.time_base)
         if self._last_pts is not None and drawn.pts <= self._last_pts:
-            drawn.pts = (
-                self._last_pts + 1
-            )  # of joined files the clock steps back; containers refuse that
+            # Of joined files the clock steps back, which containers refuse.
+            drawn.pts = self._last_pts + 1
         self._last_pts = drawn.pts
         self._out.mux(self._stream.encode(drawn))
         return 1
