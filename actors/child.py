@@ -41,9 +41,26 @@ class Child:
     def ask(self, message: bytes, timeout_s: float) -> bytes:
         """Sends a request and waits for its answer. ChildDied and ChildTimedOut end the child; the
         next request starts a new one."""
-        connection = self._started()
         try:
-            connection.send_bytes(message)
+            self.send(message)
+            return self.answer(timeout_s)
+        except BaseException:  # an interrupt too, as of a task that Ray cancels
+            self.stop()  # else the next to ask would have this one's answer
+            raise
+
+    def send(self, message: bytes) -> None:
+        """The first half of `ask`."""
+        try:
+            self._started().send_bytes(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise ChildDied(self.stop()) from None
+
+    def answer(self, timeout_s: float) -> bytes:
+        """The second half of `ask`."""
+        connection = self._connection
+        if connection is None:
+            raise ChildDied(0)
+        try:
             if not connection.poll(timeout_s):
                 self.stop()
                 raise ChildTimedOut(f"no answer within {timeout_s:.0f} s")
@@ -62,8 +79,10 @@ class Child:
         try:
             # A child that closed its end is dying by itself: its own status tells why.
             return process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             process.kill()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return process.wait()
 
     @property

@@ -6,6 +6,7 @@ Requests are JSON. Answers are JSON, or the bytes of a JPEG, which begin otherwi
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from multiprocessing.connection import Connection
@@ -78,13 +79,16 @@ def _look(source: Source, _: dict[str, Any]) -> dict[str, Any]:
 def _still(source: Source, request: dict[str, Any]) -> bytes:
     """One frame, or the part of it around a box, as a JPEG."""
     with open_video(source) as (container, video):
-        pictures, clock = Pictures(video), Clock(container, video)
-        if request["time_s"] > 1:
+        sought = request["time_s"] > 1
+        pictures, clock = Pictures(video), Clock(container, video, sought=sought)
+        if sought:
             seek(container, video, request["time_s"] + clock_start(container))
         last, time_s = None, 0.0
         for packet in container.demux(video):
             for frame in frames_of(packet):
-                last, time_s = frame, clock(frame)
+                if math.isinf(here := clock(frame)):
+                    continue
+                last, time_s = frame, here
                 if time_s >= request["time_s"] - 1e-3:
                     return _jpeg(pictures.rgb(frame), time_s, request)
         if last is None:

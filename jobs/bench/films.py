@@ -170,6 +170,32 @@ def crowd_film(
     return film
 
 
+def split_screen(heads: list[Head], rng: np.random.Generator, seconds: float = 9.0) -> Film:
+    """Two places side by side with somebody in each. The right half goes to another place and person, and a
+    screen on the left one's wall from one face to another, each where the one before was; what is beside
+    them goes on."""
+    film, half = Film(), SIZE[0] // 2
+    places = [background(rng)[:, :half] for _ in range(3)]
+    pictures = [background(rng)[:140, :120] for _ in range(2)]
+    people = [heads[k] for k in rng.choice(len(heads), 5, replace=len(heads) < 5)]
+    sways = rng.uniform(0, 6, 5)
+    goes, turns = rng.uniform(3, seconds - 2, 2)
+    for k in range(round(seconds * FPS)):
+        time_s = k / FPS
+        right, shown = 1 + (time_s >= goes), 3 + (time_s >= turns)
+        picture = np.hstack([places[0], places[right]])
+        here: Boxes = {}
+        picture[20:160, 20:140] = pictures[shown - 3]
+        here[shown] = people[shown].paste(picture, people[shown].pose(80, 100, 48))
+        for who, x in ((0, half * 0.6), (right, half * 1.5)):
+            sway = 12 * math.sin(1.5 * time_s + sways[who])
+            here[who] = people[who].paste(picture, people[who].pose(x + sway, 300, 90))
+        film.frames.append(timed_frame(time_s, camera(picture, rng)))
+        film.truth.append(here)
+        film.optional.append({})
+    return film
+
+
 def _covered(face: Box, nearer: list[Box]) -> float:
     """The part of a face's oval that lies behind the heads about nearer faces."""
     x1, y1, x2, y2 = face

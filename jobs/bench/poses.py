@@ -28,5 +28,5 @@ def pose_errors(
         distance = rng.uniform(*_FAR)
         seen = turned[:, :2] * distance / (distance - turned[:, 2:])
         points = (seen + rng.normal(0, noise, seen.shape)) * 100
-        errors.append(np.abs(np.array(head_pose(points.astype(np.float32))) - truth))
+        errors.append(np.abs(head_pose(points.astype(np.float32)) - truth))
     return np.asarray(np.mean(errors, axis=0), np.float64)

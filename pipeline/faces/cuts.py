@@ -1,4 +1,4 @@
-"""Shot changes between sampled frames: hard cuts and dissolves, but no flashes.
+"""Shot changes between sampled frames: hard cuts and dissolves, but no flashes; and cuts within a frame.
 
 Two shots differ in colours and in where edges stand. Light that changes (a flash, a lamp) moves colours
 alone, and a camera or people that move displace edges and keep colours, so a cut has to show in both. In a
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from emolake.pipeline.video.frame import Frame
 
 _BINS = 8
+_EACH = np.eye(_BINS, dtype=np.float32)
+_BLUR = 0.5 * _EACH + 0.25 * (_EACH[[*range(1, _BINS), _BINS - 1]] + _EACH[[0, *range(_BINS - 1)]])
+"""Half of each bin's count and a quarter of both its neighbours', at the ends of its own: (8, 8)."""
 _SMALL = (96, 54)
 _SAME_EDGES = 0.35  # correlation of two frames' edges from which on they show one place
 _SAME_PLACE = 0.6  # the same once the camera's movement is undone
@@ -26,6 +29,16 @@ _ONE_STEP = 0.75  # of the way between two shots; more at once is a hard cut's
 _ONE_LINE = 0.99  # correlation of two frames' edges, or its reverse
 _DIMMED = 0.5  # of the strength that a shot's edges had
 _STEPS = 7  # frames back to a dissolve's beginning, at most
+_HEAD, _ABOUT = (
+    0.4,
+    0.9,
+)  # of a face on each side: where a head ends, and what is looked at about it
+_OTHER_PLACE = (
+    0.5  # correlation of a place with itself a frame before, below which it shows another
+)
+_SAME_STILL = 0.9  # the same of the frames before that, above which nothing much was moving there
+_GREY_LEVELS = 8
+_REST = 0.3  # of the frame, beside that place, that goes on as it was
 _BLANK = 0.3  # edge strength, grey levels a pixel, below which a frame shows nothing
 
 
@@ -39,6 +52,64 @@ class _Seen:
     edges: NDArray[np.float32]
     shows: bool
     strength: float
+
+
+class ReplacedPlaces:
+    """Says where in a frame another picture has taken the place of one, while the rest of it goes on: a half
+    of a split screen, a screen on a wall. What lies about a head tells, above and below its middle: whoever
+    moves or turns, light and graphics leave most of it as it was. Where nothing shows there, as before a
+    plain wall, nothing is told."""
+
+    def __init__(self) -> None:
+        self._last: deque[NDArray[np.int16]] = deque(maxlen=2)
+
+    def __call__(
+        self, cells: NDArray[np.int16], boxes: NDArray[np.float32], *, cut: bool
+    ) -> NDArray[np.bool_]:
+        """cells: (h, w, 3), the frame by mean colours; boxes: (N, 4) in cells -> (N,), whether what is about
+        each is another picture than before; nowhere just after a cut."""
+        if cut or (self._last and self._last[-1].shape != cells.shape):
+            self._last.clear()
+        replaced = np.zeros(len(boxes), bool)
+        if len(self._last) == 2:
+            replaced[:] = [self._is_other(cells, box) for box in boxes]
+        self._last.append(cells)
+        return replaced
+
+    def _is_other(self, cells: NDArray[np.int16], box: NDArray[np.float32]) -> bool:
+        older, old = self._last
+        head, place = (_about(box, part, cells.shape) for part in (_HEAD, _ABOUT))
+        ring = np.zeros(cells.shape[:2], bool)
+        ring[place] = True
+        ring[head] = False
+        middle = int(max(box[[1, 3]].mean(), 0))
+        for half in (slice(None, middle), slice(middle, None)):
+            if _alike(old[half][ring[half]], cells[half][ring[half]]) >= _OTHER_PLACE:
+                return False
+        if _alike(older[ring], old[ring]) <= _SAME_STILL:
+            return False
+        goes_on = np.abs(cells - old).max(2) <= _GREY_LEVELS
+        goes_on[place] = False
+        return bool(goes_on.mean() >= _REST)
+
+
+def _about(box: NDArray[np.float32], part: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """A box made larger on each side by a part of itself, within a picture."""
+    side = np.maximum(box[2:] - box[:2], 0) * part
+    left, top = np.clip(box[:2] - side, 0, (shape[1], shape[0])).astype(int)
+    right, bottom = np.ceil(np.clip(box[2:] + side, 0, (shape[1], shape[0]))).astype(int)
+    return slice(top, bottom), slice(left, right)
+
+
+def _alike(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
+    """Correlation of the same cells (N, 3) of two pictures, each colour about its own mean; 1 where either
+    shows nothing."""
+    if not len(one):
+        return 1.0
+    a, b = (part - part.mean(0, dtype=np.float32) for part in (one, other))
+    if min(a.std(), b.std()) < _GREY_LEVELS:
+        return 1.0
+    return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 class CutDetector:
@@ -159,8 +230,6 @@ def _edges(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 def _histogram(small: Frame) -> NDArray[np.float32]:
     # Blurred counts: a small change of light must not move all pixels to the next bin.
     counts = cv2.calcHist([small], [0, 1, 2], None, [_BINS] * 3, [0, 256] * 3)
-    for axis in range(3):
-        padded = np.pad(counts, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        ahead, behind = (np.take(padded, range(s, s + _BINS), axis) for s in (2, 0))
-        counts = 0.5 * counts + 0.25 * (ahead + behind)
+    for _ in range(3):
+        counts = (_BLUR @ counts.reshape(_BINS, -1)).reshape([_BINS] * 3).transpose(1, 2, 0)
     return np.asarray(counts / counts.sum(), np.float32).ravel()

@@ -42,6 +42,29 @@ class Detections:
             self.boxes * np.tile(xy, 2), self.scores, self.landmarks * xy, self.features
         )
 
+    def moved(self, dx: float, dy: float) -> Detections:
+        """The same faces in a picture of which theirs is a part that begins at (dx, dy)."""
+        xy = np.array([dx, dy], np.float32)
+        return Detections(
+            self.boxes + np.tile(xy, 2), self.scores, self.landmarks + xy, self.features
+        )
+
+    def joined(self, other: Detections) -> Detections:
+        """The faces of both."""
+        if not len(other):
+            return self
+        if not len(self):
+            return other
+        return Detections(
+            np.concatenate([self.boxes, other.boxes]),
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.landmarks, other.landmarks]),
+            np.concatenate([self.features, other.features]),
+        ).best_first()
+
+    def best_first(self) -> Detections:
+        return self.select(np.argsort(-self.scores, kind="stable"))
+
     @classmethod
     def none(cls, feature_dim: int = 0) -> Detections:
         return cls(
@@ -85,11 +108,16 @@ def _overlap(
 ) -> NDArray[np.float32]:
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = np.clip(bottom_right - top_left + border, 0, None).prod(-1)
-    area_a = (a[:, 2:] - a[:, :2] + border).prod(-1)[:, None]
-    area_b = (b[:, 2:] - b[:, :2] + border).prod(-1)[None, :]
+    intersection = _area(np.maximum(bottom_right - top_left + border, 0))
+    area_a = _area(a[:, 2:] - a[:, :2] + border)[:, None]
+    area_b = _area(b[:, 2:] - b[:, :2] + border)[None, :]
     whole = np.minimum(area_a, area_b) if over_smaller else area_a + area_b - intersection
     return (intersection / np.maximum(whole, 1e-9)).astype(np.float32)
+
+
+def _area(sides: NDArray[np.float32]) -> NDArray[np.float32]:
+    # NumPy's product over an axis of two takes five times as long.
+    return sides[..., 0] * sides[..., 1]
 
 
 def non_maximum_suppression(

@@ -23,6 +23,7 @@ MEAN_HEAD = np.column_stack([ARCFACE_TEMPLATE.astype(np.float64) / _EYES, _DEPTH
 MEAN_HEAD -= MEAN_HEAD.mean(0)
 """(5, 3): the five points in distances between the eyes, about their middle; x right, y down, z towards the
 camera."""
+_OF_MEAN_HEAD = np.linalg.pinv(MEAN_HEAD)
 
 _REBLUR = 9  # pixels
 _SIDE = 96  # pixels: blur is measured on crops of one size
@@ -58,7 +59,7 @@ def quality_of(
     """Of a window of T frames: boxes (4,), landmarks (5, 2) in source pixels; crop: the middle frame's. The
     median over the frames, so that one wrong box does not speak for the window."""
     sides = [float(min(box[2] - box[0], box[3] - box[1])) for box in boxes]
-    yaw, pitch, roll = np.median([head_pose(points) for points in landmarks], axis=0)
+    yaw, pitch, roll = np.median(head_pose(np.stack(landmarks)), axis=0)
     luma = None if crop is None else to_grayscale(crop)[..., 0]
     return Quality(
         face_px=float(np.median(sides)),
@@ -71,18 +72,19 @@ def quality_of(
     )
 
 
-def head_pose(landmarks: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees from five points (5, 2), by scaled orthographic projection of a mean
-    head (the POS of DeMenthon and Davis 1995)."""
-    points = landmarks.astype(np.float64) - landmarks.mean(0)
-    affine = np.linalg.lstsq(MEAN_HEAD, points, rcond=None)[0].T  # (2, 3)
+def head_pose(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Yaw, pitch and roll (..., 3) in degrees from five points (..., 5, 2), by scaled orthographic projection
+    of a mean head (the POS of DeMenthon and Davis 1995)."""
+    points = landmarks - landmarks.mean(-2, keepdims=True, dtype=np.float64)
+    affine = np.swapaxes(_OF_MEAN_HEAD @ points, -1, -2)  # (..., 2, 3), least squares
     u, _, v = np.linalg.svd(affine, full_matrices=False)
-    right, down = u @ v  # the nearest pair of orthogonal axes
+    axes = u @ v  # the nearest pair of orthogonal ones
+    right, down = axes[..., 0, :], axes[..., 1, :]
     ahead = np.cross(right, down)
-    roll = np.degrees(np.arctan2(down[0], right[0]))
-    yaw = np.degrees(np.arctan2(right[2], ahead[2]))
-    pitch = np.degrees(np.arcsin(np.clip(-down[2], -1, 1)))
-    return float(yaw), float(pitch), float(roll)
+    roll = np.arctan2(down[..., 0], right[..., 0])
+    yaw = np.arctan2(right[..., 2], ahead[..., 2])
+    pitch = np.arcsin(np.clip(-down[..., 2], -1, 1))
+    return np.degrees(np.stack([yaw, pitch, roll], -1))
 
 
 def blur_of(luma: NDArray[np.uint8]) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from emolake.pipeline.config import FacesConfig, WindowsConfig
 from emolake.pipeline.faces.align import CropSpec, crop_matrix, cut, transform_points
 from emolake.pipeline.faces.brought import weights_file
+from emolake.pipeline.faces.cuts import ReplacedPlaces
 from emolake.pipeline.faces.detector import Detector
 from emolake.pipeline.faces.encoding import decode_crop, encode_crop
 from emolake.pipeline.faces.identity import FaceIdentity, persons
@@ -145,8 +146,15 @@ class FaceStage:
             min_iou=self.faces.min_iou,
             max_gap_seconds=self.faces.max_gap_seconds,
         )
+        replaced = ReplacedPlaces()
         for look in self.search(frames):
-            for track in tracker.update(look.frame.time_s, look.found(), cut=look.cut):
+            faces = look.found()
+            height, width = look.cells.shape[:2]
+            in_cells = faces.boxes * np.tile(
+                (width / look.frame.width, height / look.frame.height), 2
+            )
+            others = replaced(look.cells, in_cells, cut=look.cut)
+            for track in tracker.update(look.frame.time_s, faces, cut=look.cut, replaced=others):
                 track.size = (look.frame.width, look.frame.height)
                 self._cut(look, track.sightings[-1])
                 if self.identity is not None:

@@ -19,6 +19,7 @@ from emolake.pipeline.faces.detector import Detections, pairwise_iou
 
 _MOST_STEPS_AHEAD = 4.0  # a face that was moving when it was lost has rarely kept on longer
 _WIDER = 0.5  # of its width and height, by which a box is made larger on each side in the last pass
+_SAME_PLACE = 0.5  # IoU of a face and the one that its picture has replaced
 _OTHER_SIZE = 1.2  # times as large or as small as expected, and there it is somebody else's
 
 
@@ -115,11 +116,24 @@ class Tracker:
         self._open: list[Track] = []
         self._done: list[Track] = []
 
-    def update(self, time_s: float, faces: Detections, *, cut: bool) -> list[Track]:
+    def update(
+        self,
+        time_s: float,
+        faces: Detections,
+        *,
+        cut: bool,
+        replaced: NDArray[np.bool_] | None = None,
+    ) -> list[Track]:
         """Takes a frame's faces (full-frame pixels); returns the tracks that it shows, each with its
-        sighting as the last."""
+        sighting as the last. cut: whether a shot begins with it; replaced: (N,), which of the faces belong
+        to a picture that has come into the place of another."""
         if cut:
             self._close(self._open, time_s)
+        seen = [track for track in self._open if not track.missed]
+        if replaced is not None and replaced.any() and seen:
+            were = np.stack([track.sightings[-1].box for track in seen])
+            there = pairwise_iou(were, faces.boxes[replaced]).max(1) >= _SAME_PLACE
+            self._close([t for t, gone in zip(seen, there, strict=True) if gone], time_s)
         lapsed = [
             t for t in self._open if time_s - t.sightings[-1].time_s > self.max_gap_seconds + 1e-6
         ]

@@ -38,6 +38,10 @@ from emolake.pipeline.video.picture import Pictures, is_mirrored
 Source = str | IO[bytes]
 """A local path, or a seekable binary file."""
 
+_SEEKS_BACK_S = (0.0, 2.0, 8.0, 32.0, math.inf)
+_GIVES_HALVES = frozenset({"mpeg4", "h263", "flv1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"})
+"""Codecs whose decoders give pictures before a keyframe too, out of nothing and what has changed since."""
+_WITHOUT_INDEX = ("mpegts", "mpeg")
 _EPSILON = 1e-6  # seconds; timestamps are rationals, cells are floats
 _TRUNCATION_SLACK_S = 0.5  # headers often promise a few frames more than there are
 _MOST_PACKETS_AHEAD = 64  # read ahead of the decoder; reordering in real streams spans up to 16
@@ -59,11 +63,13 @@ class VideoInfo:
 class Ending:
     """How a segment's decoding ended, filled in as its frames are read.
 
-    truncated: the file stops before its header's end; detail: why, in words.
+    truncated: the file stops before its header's end; detail: why, in words; damaged: how many pictures the
+    decoder gave that are not whole, as it says.
     """
 
     truncated: bool = False
     detail: str | None = None
+    damaged: int = 0
     last_s: float | None = None
 
 
@@ -129,10 +135,10 @@ def _pyav_frames(
         _check_size(context.width, context.height, config.max_pixels)
         context.thread_count = config.threads
         context.thread_type = "AUTO"
+        if config.fast:
+            context.options = {"skip_loop_filter": "all"}
         origin = clock_start(container)
         duration = _duration(container, stream)
-        if start_s > 0 and stream.time_base:
-            seek(container, stream, start_s + origin)
         problems, seen, finished = 0, False, False
         clock = Clock(container, stream)
         tick = float(stream.time_base or 0)
@@ -141,7 +147,7 @@ def _pyav_frames(
         def cell_of(pts: int) -> int:
             return math.floor((pts * tick - origin) * config.sample_fps + _EPSILON)
 
-        for decoded in _decode(container, stream, cell_of):
+        for decoded in _decoded_from(container, stream, start_s, origin, cell_of):
             if isinstance(decoded, str):
                 problems += 1
                 ending.detail = decoded
@@ -153,7 +159,10 @@ def _pyav_frames(
             if time_s >= end_s - _EPSILON:
                 finished = True
                 break
-            if time_s >= start_s - _EPSILON:
+            if time_s < start_s - _EPSILON:
+                pictures.pass_over(decoded)
+            else:
+                ending.damaged += decoded.is_corrupt
                 shown = pictures.timed(decoded, max(time_s, 0.0))
                 _check_size(shown.width, shown.height, config.max_pixels)
                 yield shown
@@ -162,6 +171,57 @@ def _pyav_frames(
             raise VideoError(reason, ending.detail or "no frame could be decoded")
         if not finished:
             _note_truncation(ending, duration, problems, _cut_off(source))
+
+
+def _decoded_from(
+    container: Any,
+    stream: VideoStream,
+    start_s: float,
+    origin: float,
+    cell_of: Callable[[int], int],
+) -> Iterator[VideoFrame | str]:
+    """As `_decode`, from a frame at or before start_s on where there is one. Some formats (MPEG-TS, MPEG-PS)
+    have no index, and their seek lands between keyframes: where the first frame comes late, it seeks again,
+    further back."""
+    if not (start_s > 0 and stream.time_base) or container.start_time is None:
+        yield from _decode(container, stream, cell_of)
+        return
+    target_s = start_s + origin
+    for back_s in _SEEKS_BACK_S:
+        place_s = max(start_s - back_s, 0.0)
+        _to_keyframe(container, stream, place_s + origin)
+        frames = _decode(container, stream, cell_of)
+        if not place_s:
+            yield from frames
+            return
+        problems, first = _to_whole_frame(stream, frames, target_s)
+        if first is not None and _is_whole(stream, first, target_s):
+            yield from problems
+            yield first
+            yield from frames
+            return
+
+
+def _to_whole_frame(
+    stream: VideoStream, frames: Iterator[VideoFrame | str], target_s: float
+) -> tuple[list[str], VideoFrame | None]:
+    """Goes on to the first frame from which on all are whole and tell their times, or which comes too late;
+    and the errors that were stepped over."""
+    problems = []
+    for decoded in frames:
+        if isinstance(decoded, str):
+            problems.append(decoded)
+        elif (told := decoded.time) is not None and (
+            told > target_s or _is_whole(stream, decoded, target_s)
+        ):
+            return problems, decoded
+    return problems, None
+
+
+def _is_whole(stream: VideoStream, frame: VideoFrame, target_s: float) -> bool:
+    """Whether a frame tells a time, at or before the target, and its decoder had all of it."""
+    whole = frame.key_frame or stream.codec_context.codec.canonical_name not in _GIVES_HALVES
+    return whole and frame.time is not None and frame.time <= target_s + _EPSILON
 
 
 def _decode(
@@ -256,11 +316,31 @@ def _note_truncation(ending: Ending, duration: float | None, problems: int, cut_
 
 
 def seek(container: Any, stream: VideoStream, target_s: float) -> None:
-    """To the keyframe at or before the target, a time of the file's own clock; a file that cannot seek is
-    read from its start."""
+    """To where the next frame is at or before the target, a time of the file's own clock, if any is."""
+    if container.start_time is None:
+        return  # nothing in it tells a time: its frames are counted from the first
+    begins_s = clock_start(container)
+    for back_s in _SEEKS_BACK_S:
+        place_s = max(target_s - back_s, begins_s)
+        _to_keyframe(container, stream, place_s)
+        if place_s == begins_s:
+            break
+        _, first = _to_whole_frame(stream, _decode(container, stream), target_s)
+        if first is not None and _is_whole(stream, first, target_s):
+            break
+    _to_keyframe(container, stream, place_s)
+
+
+def _to_keyframe(container: Any, stream: VideoStream, target_s: float) -> None:
+    """To the keyframe at or before the target, in formats that have an index; a file that cannot seek is read
+    from its start."""
     if container.start_time is None:
         return  # nothing in it tells a time: its frames are counted from the first
     try:
+        if container.format.name in _WITHOUT_INDEX and target_s <= clock_start(container):
+            # By time, it would end up behind the first keyframe.
+            container.seek(0, unsupported_byte_offset=True)
+            return
         container.seek(int(target_s / (stream.time_base or 1)), stream=stream, backward=True)
     except FFmpegError:
         container.seek(0)
@@ -363,12 +443,14 @@ def _is_picture(stream: VideoStream) -> bool:
 
 class Clock:
     """Tells each frame of a stream, in order, its time in seconds from the video's start. One that tells none
-    (raw streams) comes a step after the one before it."""
+    (raw streams) comes a step after the one before it. sought: the stream is not read from its start, and
+    frames before the first that tells a time are from any time before what was sought: -inf."""
 
-    def __init__(self, container: Any, stream: VideoStream) -> None:
+    def __init__(self, container: Any, stream: VideoStream, *, sought: bool = False) -> None:
         self._origin = clock_start(container)
         self._step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-        self._last = -self._step
+        somewhere = sought and container.start_time is not None
+        self._last = -math.inf if somewhere else -self._step
 
     def __call__(self, frame: VideoFrame) -> float:
         told = frame.time

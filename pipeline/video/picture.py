@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from fractions import Fraction
 
+import cv2
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
@@ -72,6 +73,10 @@ class Pictures:
         if angle not in self._orientations:
             self._orientations[angle] = orientation(frame)
         return self._orientations[angle]
+
+    def pass_over(self, frame: VideoFrame) -> None:
+        """A frame that nobody asks for may be the keyframe with which the format changes."""
+        self._aspect(frame)
 
     def _aspect(self, frame: VideoFrame) -> Fraction | None:
         """Of a pixel, width to height. A container's word counts above the codec's, but broadcasts change
@@ -163,22 +168,23 @@ def is_combed(frame: VideoFrame) -> bool:
     return combed > least and combed > _FINE_AS_A_FIELD * _combed(luma[::2])
 
 
-def _combed(luma: NDArray[np.int32]) -> float:
+def _combed(luma: NDArray[np.uint8]) -> float:
     """The part of a picture in which three steps from line to line go up, down and up, or the reverse."""
-    steps = np.diff(luma, axis=0)
-    up, down = steps > _COMB_DEPTH, steps < -_COMB_DEPTH
+    above, below = luma[:-1], luma[1:]
+    # What is below 0 OpenCV makes 0: no wider numbers are needed, which takes a tenth of the time.
+    up, down = (cv2.subtract(*pair) > _COMB_DEPTH for pair in ((below, above), (above, below)))
     combs = (up[:-2] & down[1:-1] & up[2:]) | (down[:-2] & up[1:-1] & down[2:])
-    return float(combs.mean())
+    return float(np.count_nonzero(combs) / combs.size)
 
 
-def _luma(frame: VideoFrame) -> NDArray[np.int32] | None:
+def _luma(frame: VideoFrame) -> NDArray[np.uint8] | None:
     """Some columns of it, 0..255; None where it does not lie by itself in the first plane."""
     layout = frame.format
     if layout.name in _PACKED:
         plane = frame.planes[0]
         lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         first = _PACKED[layout.name]
-        return lines[: frame.height, first : 2 * frame.width : 2 * _COMB_STEP].astype(np.int32)
+        return np.ascontiguousarray(lines[: frame.height, first : 2 * frame.width : 2 * _COMB_STEP])
     flat = layout.is_planar or layout.name.startswith("gray")
     if layout.is_rgb or not flat or layout.is_big_endian or layout.has_palette:
         return None
@@ -188,7 +194,8 @@ def _luma(frame: VideoFrame) -> NDArray[np.int32] | None:
     kind = np.dtype(np.uint8 if bits == 8 else np.uint16)
     plane = frame.planes[0]
     lines = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
-    return lines[: frame.height, : frame.width : _COMB_STEP].astype(np.int32) >> (bits - 8)
+    some = np.ascontiguousarray(lines[: frame.height, : frame.width : _COMB_STEP])
+    return np.asarray(some >> (bits - 8), np.uint8)
 
 
 def _matrix(frame: VideoFrame) -> int | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
@@ -44,14 +48,24 @@ def read_sound(source: Source, start_s: float, end_s: float) -> Sound | None:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
         parts: list[tuple[float, NDArray[np.int16]]] = []
         try:
-            for frame in container.decode(stream):
+            for frame in _decoded(container, stream):
                 time_s = (frame.time or 0.0) - origin
                 if time_s >= end_s:
                     break
                 parts += [(time_s, part.to_ndarray()[0]) for part in resampler.resample(frame)]
         except FFmpegError:
-            pass  # damaged sound: what came before it stands
+            pass  # a container that is damaged there: what came before it stands
     return _joined(parts, start_s, end_s)
+
+
+def _decoded(container: Any, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Without what cannot be decoded, as the half packet is that a seek in MPEG-PS lands on."""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            continue
+        yield from frames
 
 
 def _joined(

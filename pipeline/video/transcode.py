@@ -18,6 +18,7 @@ from emolake.pipeline.video.frame import Frame
 from emolake.pipeline.video.picture import Pictures
 
 _AAC_FRAME = 1024  # samples
+_EPSILON = 1e-6  # seconds
 
 
 def transcode(
@@ -63,7 +64,7 @@ class _Transcoding:
     ) -> None:
         self._container, self._video, self._out, self._drawn = container, video, out, drawn
         self._span, self._width = span, width
-        self._clock = Clock(container, video)
+        self._clock = Clock(container, video, sought=span is not None and span[0] > 0)
         self._origin = clock_start(container)
         self._last_pts: int | None = None
         self._pictures = Pictures(video)
@@ -85,12 +86,12 @@ class _Transcoding:
                 continue
             for frame in frames_of(packet):
                 time_s = self._clock(frame)
-                if frame.pts is None:
-                    frame.pts = round((time_s + self._origin) / frame.time_base)
                 if self._span is not None and time_s >= self._span[1]:
                     return self._finished(count)
-                if self._span is not None and time_s < self._span[0]:
+                if self._span is not None and time_s < self._span[0] - _EPSILON:
                     continue
+                if frame.pts is None:
+                    frame.pts = round((time_s + self._origin) / frame.time_base)
                 for whole in self._progressive(frame):
                     count += self._add(whole, early)
         return self._finished(count)

@@ -37,10 +37,12 @@ class Script:
         self.refined_score = refined_score
         self.searched: list[int] = []
         self.refined: list[int] = []
+        self.sizes: dict[int, tuple[int, ...]] = {}
 
     def __call__(self, frames: list[Frame]) -> list[Detections]:
         numbers = [int(frame[0, 0, 0]) for frame in frames]
         self.searched += numbers
+        self.sizes |= dict(zip(numbers, (frame.shape[:2] for frame in frames), strict=True))
         return [self.full.get(number, faces_of()) for number in numbers]
 
     def refine(
@@ -126,6 +128,13 @@ def test_a_change_of_frame_size_is_a_cut() -> None:
     assert [look.cut for look in looks] == [k == 3 for k in range(6)]
 
 
+def numbered(picture: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
+    """With its number where any place of it that is searched begins."""
+    for part in range(8):
+        picture[round(part * 90 / 8), ::20] = k
+    return picture
+
+
 ROOM = cv2.resize(np.random.default_rng(1).integers(0, 80, (6, 10, 3), np.uint8), (160, 90))
 
 
@@ -133,21 +142,45 @@ def patched(k: int, spans: dict[int, tuple[slice, slice]]) -> TimedFrame:
     picture = np.asarray(ROOM, np.uint8).copy()
     if k in spans:
         picture[spans[k]] = (180, 150, 140)
-    picture[0, 0] = k
+    numbered(picture, k)
     return TimedFrame(k / 4, 160, 90, lambda width, height: picture)
 
 
 FACE_SIZED = (slice(40, 80), slice(100, 140))
 
 
-@pytest.mark.parametrize("known", [{}, {k: faces_of((0, 0, 40, 40)) for k in range(9)}])
-def test_what_shows_between_two_keyframes_alone_is_searched_for(
-    known: dict[int, Detections],
-) -> None:
-    script = Script(known | {6: faces_of((0, 0, 40, 40), (100, 40, 140, 80))})
-    looks = search(script, [patched(k, {6: FACE_SIZED}) for k in range(9)])
+SMALL = {"min_face": 12}
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_what_shows_between_two_keyframes_alone_is_searched_for_where_it_shows(known: int) -> None:
+    there = faces_of((86, 62, 104, 84)) if known else faces_of()
+    # The place begins at (80, 34): a new face, the one that may be known, and one that its edge cuts.
+    more = faces_of((30, 16, 50, 36), (6, 27, 24, 51), (-2, 2, 15, 22))
+    script = Script(dict.fromkeys((0, 4, 8), there) | {6: more})
+    spans = {6: (slice(50, 70), slice(110, 130))}
+    looks = search(script, [patched(k, spans) for k in range(9)], **SMALL)
     assert sorted(script.searched) == [0, 4, 6, 8]
-    assert len(looks[6].found()) == 2
+    assert script.sizes[6] == (56, 80), "pixels: not the whole frame of 90 x 160"
+    found = looks[6].found().boxes.tolist()
+    assert [110, 50, 130, 70] in found
+    assert len(found) == 2, "the known one once"
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 300), (500, 1), (1, 1), (16, 1920)])
+def test_a_picture_of_one_line_of_cells_is_searched(width: int, height: int) -> None:
+    def flicker(k: int) -> TimedFrame:
+        noise = np.random.default_rng(k).integers(0, 255, (height, width, 3), np.uint8)
+        return TimedFrame(k / 4, width, height, lambda w, h: noise)
+
+    looks = search(Script({}), [flicker(k) for k in range(9)], min_face=40)
+    assert len(looks) == 9
+
+
+def test_a_frame_that_shows_something_else_nearly_everywhere_is_searched_whole() -> None:
+    script = Script({})
+    search(script, [patched(k, {6: (slice(5, 85), slice(5, 155))}) for k in range(9)], **SMALL)
+    assert script.sizes[6] == (90, 160)
 
 
 def test_what_moves_about_a_known_face_or_is_too_small_for_one_is_not() -> None:
@@ -157,12 +190,13 @@ def test_what_moves_about_a_known_face_or_is_too_small_for_one_is_not() -> None:
     assert sorted(script.searched) == [0, 4, 8]
 
 
-def test_a_slow_camera_shows_nothing_new() -> None:
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_camera_that_moves_shows_nothing_new(step: int) -> None:
     rng = np.random.default_rng(0)
-    wide = cv2.resize(rng.integers(0, 255, (12, 30, 3), np.uint8), (240, 90))
+    wide = cv2.resize(rng.integers(0, 255, (8, 20, 3), np.uint8), (240, 90))
 
     def panned(k: int) -> TimedFrame:
-        picture = np.ascontiguousarray(wide[:, k : k + 160])
+        picture = np.ascontiguousarray(wide[:, step * k : step * k + 160])
         picture[0, 0] = k
         return TimedFrame(k / 4, 160, 90, lambda width, height: picture)
 

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pytest
 
+from emolake.jobs.bench.heads import background, camera, heads_of
 from emolake.pipeline.config import FacesConfig, WindowsConfig
-from emolake.pipeline.faces.cuts import CutDetector
+from emolake.pipeline.faces.cuts import CutDetector, ReplacedPlaces
 from emolake.pipeline.faces.detector import Detections
 from emolake.pipeline.faces.tracker import Tracker
 from emolake.pipeline.faces.windows import track_end, windows_of
@@ -230,3 +232,64 @@ def test_a_picture_and_its_negative_are_no_error() -> None:
     grey = np.full_like(one, 127)
     mixed = [cv2.addWeighted(one, 1 - p, negative, p, 0) for p in (0.25, 0.4, 0.6, 0.75)]
     assert cuts_of(one, one, *mixed, negative, negative, grey, one, one) is not None
+
+
+def _halves(right: int, k: int = 0, light: float = 1.0) -> np.ndarray:
+    """(27, 48, 3) int16 cells of a place beside one of several others, with a little noise."""
+    places = [np.random.default_rng(n).normal(120, 50, (27, 24, 3)) for n in range(3)]
+    both = np.hstack([places[0], places[right] * light])
+    return (both + np.random.default_rng(100 + k).normal(0, 3, both.shape)).astype(np.int16)
+
+
+def test_a_picture_that_takes_the_place_of_another_is_told_and_light_and_what_goes_on_are_not() -> (
+    None
+):
+    boxes = np.array([[8, 8, 14, 16], [33, 8, 39, 16]], np.float32)
+    told, replaced = [], ReplacedPlaces()
+    for k, (right, light) in enumerate([(1, 1), (1, 1), (1, 0.5), (1, 1), (2, 1), (2, 1), (1, 1)]):
+        told.append(replaced(_halves(right, k, light), boxes, cut=False).tolist())
+    assert told == [[False, False]] * 4 + [[False, True], [False, False], [False, True]]
+    assert not replaced(_halves(0, 9), boxes, cut=True).any(), "a cut is everywhere"
+    assert not replaced(_halves(1, 9), boxes, cut=False).any(), "nothing is known of how it moves"
+
+
+@pytest.mark.parametrize(
+    ("moved", "turned", "banner"),
+    [(0.2, 0, False), (0.3, 0, False), (0, 40, False), (0, 0, True)],
+)
+@pytest.mark.parametrize("plain", [True, False])
+def test_whoever_moves_or_is_captioned_in_a_still_picture_is_not_replaced(
+    moved: float, turned: float, banner: bool, plain: bool
+) -> None:
+    heads = heads_of(None, np.random.default_rng(0), 8)
+    for number, head in enumerate(heads):
+        rng, replaced = np.random.default_rng(number), ReplacedPlaces()
+        scene = background(rng)
+        if plain:
+            scene[:] = rng.integers(60, 220, 3)
+        for k in range(4):
+            picture, late = scene.copy(), k == 3
+            matrix = head.pose(480 + late * moved * 160, 240, 160, late * turned)
+            box = head.paste(picture, matrix)
+            if late and banner:
+                picture[int(box[3]) + 12 : int(box[3]) + 92] = (10, 40, 190)
+            cells = cv2.resize(camera(picture, rng), (80, 45), interpolation=cv2.INTER_AREA)
+            told = replaced(cells.astype(np.int16), box[None] / 12, cut=False)
+        assert not told.any()
+
+
+def test_whose_picture_is_replaced_ends_and_the_others_go_on() -> None:
+    follow = tracker()
+    for k in range(8):
+        two = faces_at((10, 10, 50, 60), (100 + k // 4, 10, 140, 60))
+        follow.update(k / 4, two, cut=False, replaced=np.array([False, k == 4]))
+    spans = [(t.sightings[0].time_s, t.sightings[-1].time_s) for t in follow.finish()]
+    assert spans == [(0, 1.75), (0, 0.75), (1.0, 1.75)]
+
+
+def test_who_was_hidden_a_moment_ago_is_not_replaced() -> None:
+    follow = tracker()
+    for k in range(8):
+        shown = faces_at() if k == 3 else faces_at((10, 10, 50, 60))
+        follow.update(k / 4, shown, cut=False, replaced=np.full(len(shown), k == 4))
+    assert len(follow.finish()) == 1

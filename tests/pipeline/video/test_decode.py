@@ -10,6 +10,7 @@ from emolake.pipeline.config import DecodeConfig
 from emolake.pipeline.errors import VideoError
 from emolake.pipeline.video.decode import Ending, probe, sampled_frames, segment_spans
 from emolake.pipeline.video.frame import TimedFrame
+from emolake.pipeline.video.transcode import excerpt
 
 
 def frames_of(
@@ -47,6 +48,66 @@ def test_segments_together_give_the_frames_of_the_whole(clips, seconds: float) -
     assert [f.time_s for f in pieces] == pytest.approx([f.time_s for f in whole], abs=1e-6)
     for ours, theirs in zip(pieces[::13], whole[::13], strict=True):
         np.testing.assert_array_equal(ours.rgb(64), theirs.rgb(64))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("tv.ts", "libx264", {"x264-params": "open-gop=1:keyint=50:min-keyint=50:scenecut=0"}),
+        ("tv.mpg", "mpeg2video", {"g": "40", "bf": "2", "b": "4M"}),
+        ("indexed.mp4", "libx264", {"g": "50"}),
+        # Several pictures a packet, of which the first alone tells its time.
+        ("small.mpg", "libx264", {"crf": "51", "g": "125", "preset": "ultrafast"}),
+        # Its decoder makes pictures out of changes alone, before it has seen any that is whole.
+        ("old.ts", "mpeg4", {"g": "125", "b": "4M"}),
+    ],
+)
+def test_segments_of_formats_without_an_index_lose_nothing(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        noise = np.random.default_rng(0).integers(0, 255, (96, 360, 3), np.uint8)
+        for k in range(200):
+            shown = np.ascontiguousarray(noise[:, k : k + 160])
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        out.mux(stream.encode())
+    whole, _ = frames_of(path)
+    for seconds in (3.0, 1.5):
+        pieces, said = [], []
+        spans = segment_spans(probe(str(path)).duration_s, DecodeConfig(segment_seconds=seconds))
+        for start, end in spans:
+            frames, ending = frames_of(path, start, end)
+            pieces += frames
+            said.append(ending.truncated)
+        assert len(spans) == math.ceil(8 / seconds)
+        assert [f.time_s for f in pieces] == pytest.approx([f.time_s for f in whole], abs=1e-6)
+        for ours, theirs in zip(pieces, whole, strict=True):
+            np.testing.assert_array_equal(ours.rgb(), theirs.rgb(), f"{seconds} {ours.time_s}")
+        assert not any(said)
+    for wanted in (0.52, 3.12, 5.92):
+        span = (wanted - 0.01, wanted + 1)
+        begins = excerpt(str(path), tmp_path / "part.mp4", lambda frame, _: frame, span, 320)
+        assert begins == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_segment_begins_where_it_should_however_far_the_keyframe_before_it_is(tmp_path) -> None:
+    path = tmp_path / "camera.ts"
+    with av.open(str(path), "w") as out:
+        options = {"g": "9999", "sc_threshold": "0", "preset": "ultrafast"}
+        stream = out.add_stream("libx264", rate=5, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for k in range(5 * 50):
+            shown = np.full((64, 64, 3), k, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        out.mux(stream.encode())
+    frames, ending = frames_of(path, 45.0, 48.0)
+    assert frames[0].time_s == pytest.approx(45.0)
+    assert len(frames) == 12
+    assert frames[0].rgb().mean() == pytest.approx(5 * frames[0].time_s, abs=3)
+    assert not ending.truncated
 
 
 def test_decord_gives_the_same_frames(clips) -> None:

@@ -119,6 +119,33 @@ def test_sound_lies_on_the_videos_clock(tmp_path: Path) -> None:
     assert np.abs(part.span(2.1, 2.4)).max() > 8_000
 
 
+@pytest.mark.parametrize("name", ["tv.mpg", "tv.ts"])
+def test_sound_of_a_format_without_an_index_is_read_from_anywhere(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("mpeg2video", rate=25)
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        audio = film.add_stream("mp2", rate=RATE, layout="mono")
+        times = np.arange(RATE // 25) / RATE
+        for k in range(200):
+            picture = np.full((96, 160, 3), k, np.uint8)
+            film.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            wave = (np.sin(2 * np.pi * 440 * times) * 8000).astype(np.int16)[None]
+            sound = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            sound.sample_rate, sound.pts = RATE, k * len(times)
+            film.mux(audio.encode(sound))
+        film.mux(video.encode())
+        film.mux(audio.encode())
+    for start_s in (0.0, 1.0, 3.0, 5.5):
+        part = read_sound(str(path), start_s, start_s + 2)
+        assert part is not None
+        assert part.start_s == pytest.approx(start_s, abs=0.1)
+        assert len(part.samples) == pytest.approx(2 * RATE, abs=RATE // 10)
+        assert np.abs(part.samples[RATE:]).max() > 4_000
+
+
 def test_sound_that_begins_late_is_not_moved_to_the_front(tmp_path: Path) -> None:
     sound = read_sound(str(tone(tmp_path / "late.mkv", start_s=1.0)), 0.0, 10.0)
     assert sound is not None
