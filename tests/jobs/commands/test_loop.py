@@ -99,6 +99,9 @@ def test_what_people_say_makes_the_model_better_on_what_it_was_not_told(
     after = run(measure)
     truth = 100 * found["fear"] / sum(found.values())
     for table in (before, after):
-        _, _, low, high = of_fear(table)
-        assert low < truth < high
+        _, measured, low, high = of_fear(table)
+        # Where the films lie is drawn anew in each run, and with it which windows are held back; of intervals
+        # of 95 %, one in twenty misses. Twice their width misses once in ten thousand.
+        assert truth - measured < 2 * (high - measured)
+        assert measured - truth < 2 * (measured - low)
     assert abs(of_fear(after)[0] - truth) < abs(of_fear(before)[0] - truth) / 2
