@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from emolake.actors.device import blame_device, here
 from emolake.pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.corpus.segments import failed_segment
@@ -21,6 +21,8 @@ from emolake.pipeline.errors import JobFailed, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import ANNOTATED_ROW, ENDPOINT_USAGE, VIDEO_ITSELF
+from emolake.pipeline.models.catalog import model_path, read_config
+from emolake.pipeline.models.inference_only import import_for_inference
 from emolake.pipeline.video.sound import Sound
 from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 
@@ -29,7 +31,8 @@ from emolake.pipeline.video.transcripts import Cue, said_in, spans_of
 class AnnotationSettings:
     """Which models to load and how to run them. device: `cuda` where the actor was granted a GPU;
     revisions: those the run was planned with, where that is to be checked; environment: variables of the
-    driver's that models read, such as an endpoint's key."""
+    driver's that models read, such as an endpoint's key; own_process: whether nothing but the actor runs in
+    its process."""
 
     models: tuple[str, ...]
     annotator: AnnotatorConfig
@@ -38,6 +41,7 @@ class AnnotationSettings:
     device: Literal["cpu", "cuda"] = "cpu"
     revisions: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    own_process: bool = False
 
 
 _CARRIED = (
@@ -63,6 +67,8 @@ class AnnotationActor:
         # Imported here and not above: this module is also loaded where only tasks run.
         import torch
 
+        if settings.own_process and _makes_all_networks(settings):
+            import_for_inference()
         os.environ.update(settings.environment)
         device = settings.device
         if device == "cpu":
@@ -70,12 +76,21 @@ class AnnotationActor:
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
             raise JobFailed(
-                f"Ray granted a GPU on {socket.gethostname()} and torch sees none there; install torch for "
+                f"Ray granted a GPU on {here()} and torch sees none there; install torch for "
                 "CUDA, or set resources.gpus_per_annotation_actor=0"
             )
-        self.annotators: list[Annotator] = [
-            load_annotator(model, settings.annotator, device) for model in settings.models
-        ]
+        self.recognizer = None
+        try:
+            self.annotators: list[Annotator] = [
+                load_annotator(model, settings.annotator, device) for model in settings.models
+            ]
+            if settings.annotator.recognizer is not None:
+                from emolake.pipeline.annotators.speech import SpeechRecognizer
+
+                self.recognizer = SpeechRecognizer(settings.annotator.recognizer, device)
+        except Exception as error:
+            blame_device(error, starts=device == "cuda")
+            raise
         for annotator, wanted in zip(self.annotators, settings.revisions, strict=False):
             if annotator.revision != wanted:
                 raise JobFailed(
@@ -83,11 +98,6 @@ class AnnotationActor:
                     f"{annotator.revision}) than the run was planned with ({wanted}); bring the nodes to one"
                 )
         self.settings = settings
-        self.recognizer = None
-        if settings.annotator.recognizer is not None:
-            from emolake.pipeline.annotators.speech import SpeechRecognizer
-
-            self.recognizer = SpeechRecognizer(settings.annotator.recognizer, device)
         self.needs = Needs.of_all(annotator.needs for annotator in self.annotators)
         self._failed_in_a_row = 0
 
@@ -127,6 +137,18 @@ class AnnotationActor:
                 f"the model failed on {self._failed_in_a_row} segments in a row on {socket.gethostname()}: "
                 f"{in_a_line(segment.error, 200)}"
             )
+
+
+_MADE_HERE = frozenset({"emo-llama", "llama-vid", "emola", "emotion-llama", "served"})
+
+
+def _makes_all_networks(settings: AnnotationSettings) -> bool:
+    """Whether every network is made of classes that we name. A folder that `transformers` reads by itself may
+    ask for any part of it."""
+    annotator = settings.annotator
+    families = {read_config(model_path(model)).family for model in settings.models}
+    asks_more = annotator.compile or annotator.quantize or annotator.names_folders
+    return families <= _MADE_HERE and not asks_more
 
 
 Place = dict[str, Any]
@@ -170,7 +192,7 @@ class _Segment:
         try:
             self._cues = recognizer(self._sound)
         except Exception as error:
-            _blame_device(error)
+            blame_device(error)
             self.error = error
         self._seconds += time.monotonic() - started
 
@@ -257,7 +279,7 @@ def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotat
     except JobFailed:
         raise
     except Exception as error:
-        _blame_device(error)
+        blame_device(error)
         # Once more one by one, so that a window the model cannot take costs its segment alone.
         return [_alone(annotator, window) for window in windows]
 
@@ -268,26 +290,5 @@ def _alone(annotator: Annotator, window: WindowInput) -> Annotation | Exception:
     except JobFailed:
         raise
     except Exception as error:
-        _blame_device(error)
+        blame_device(error)
         return error
-
-
-_OF_DEVICE = re.compile(
-    r"(CUDA|CUDA driver|cuDNN|NCCL|HIP) error|CUDNN_STATUS_|CUBLAS_STATUS_|device-side assert", re.I
-)
-_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.I)
-
-
-def _blame_device(error: Exception) -> None:
-    """JobFailed for an error of the device itself: after one a CUDA process answers every call with it.
-    Memory that runs out is the batch's matter."""
-    import torch
-
-    told = str(error)
-    if _OF_MEMORY.search(told):
-        return
-    if isinstance(error, torch.AcceleratorError) or _OF_DEVICE.search(told):
-        raise JobFailed(
-            f"the device of {socket.gethostname()} failed: {in_a_line(told, 200)}; mend it or take the node "
-            "out, the same command resumes"
-        ) from error

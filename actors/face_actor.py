@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
+from emolake.actors.device import DEVICE_FAILED, device_failed
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import (
     failed_segment,
@@ -24,6 +26,7 @@ from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW
 from emolake.pipeline.video.decode import VideoInfo
 
+_CHILD = "emolake.actors.face_child"
 _START_TIMEOUT_S = 120.0
 _STARTS = 3
 _MAX_LONGEST_SEGMENT_S = 3600.0
@@ -70,14 +73,18 @@ class _Decoder:
 
     def __init__(self, settings: FaceSettings, *, finds_faces: bool) -> None:
         self._message = settings.message(finds_faces=finds_faces)
-        self.child = Child("emolake.actors.face_child", offline=not settings.network)
+        self.child = Child(_CHILD, offline=not settings.network)
+        self._on_device = settings.device != "cpu"
+        self._loads = False
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> bytes | tuple[Reason, str]:
         self._start()
         try:
             # Twice the time: its threads may be two, and the clock on the wall decides anyhow.
             message = json.dumps(request | {"cpu_seconds": 2 * timeout_s})
-            return self.child.ask(message.encode(), timeout_s)
+            answer = self.child.ask(message.encode(), timeout_s)
+            self._check_device(answer)
+            return answer
         except ChildTimedOut as error:
             return "timeout", str(error)
         except ChildDied as error:
@@ -87,24 +94,42 @@ class _Decoder:
         """Starts the child if it does not run. One that dies before it has seen a video is no
         video's fault: it is started again, and after some times the job has to know."""
         for left in reversed(range(_STARTS)):
-            if self.child.pid is not None:
+            if self.child.pid is not None and not self._loads:
                 return
             try:
-                answer = self.child.ask(self._message, _START_TIMEOUT_S)
+                if not self._loads:
+                    self.load()
+                answer = self.child.answer(_START_TIMEOUT_S)
+                self._loads = False
+            except ChildTimedOut:
+                self._loads = False
+                raise
             except ChildDied:
+                self._loads = False
                 if not left:
                     raise
                 continue
+            self._check_device(answer)
             if answer != b"ready":
                 raise JobFailed(f"the face stage cannot start: {answer.decode()}")
 
+    def _check_device(self, answer: bytes) -> None:
+        if self._on_device and answer.startswith(DEVICE_FAILED):
+            raise device_failed(answer.removeprefix(DEVICE_FAILED).decode())
+
+    def load(self) -> None:
+        """Begins to load what it needs, and is waited for when there is something to ask."""
+        self._loads = True
+        self.child.send(self._message)
+
 
 class SegmentPlanner:
-    """Videos (schema.VIDEO_ROW) -> their segments (schema.SEGMENT_ROW), headers read by a child."""
+    """Videos (schema.VIDEO_ROW) -> their segments (schema.SEGMENT_ROW), headers read by a child: a small one
+    of its own, or another's."""
 
-    def __init__(self, settings: FaceSettings) -> None:
+    def __init__(self, settings: FaceSettings, decoder: _Decoder | None = None) -> None:
         self.settings = settings
-        self._decoder = _Decoder(settings, finds_faces=False)
+        self._decoder = decoder or _Decoder(settings, finds_faces=False)
 
     @property
     def decoder(self) -> Child:
@@ -139,19 +164,28 @@ class SegmentPlanner:
 
 
 class FaceActor:
-    """Segments (schema.SEGMENT_ROW) -> the same rows with their faces (schema.FACES_ROW)."""
+    """Segments (schema.SEGMENT_ROW) -> the same rows with their faces (schema.FACES_ROW).
 
-    def __init__(self, settings: FaceSettings) -> None:
+    plans: it takes whole videos (schema.VIDEO_ROW) and finds their segments as well.
+    """
+
+    def __init__(self, settings: FaceSettings, *, plans: bool = False) -> None:
         self.settings = settings
         self._decoder = _Decoder(settings, finds_faces=True)
+        self._planner = SegmentPlanner(settings, self._decoder) if plans else None
+        with suppress(ChildDied):  # the first segment's start finds out why
+            self._decoder.load()
 
     @property
     def decoder(self) -> Child:
         """The child process, for those who watch it."""
         return self._decoder.child
 
-    def __call__(self, segments: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._found(row) for row in segments.to_pylist()])
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        segments = self._planner(rows) if self._planner else rows
+        return pa.concat_tables(
+            [FACES_ROW.empty_table(), *(self._found(row) for row in segments.to_pylist())]
+        )
 
     def _found(self, segment: dict[str, Any]) -> pa.Table:
         if segment["failed"]:

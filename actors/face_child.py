@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import av
 import pyarrow as pa
 
+from emolake.actors.device import DEVICE_FAILED, is_of_device, is_of_memory
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import failed_segment, without_faces
-from emolake.pipeline.errors import VideoError, in_a_line
+from emolake.pipeline.errors import DeviceFailed, VideoError, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW
 from emolake.pipeline.storage.files import Storage, as_os_error, is_local
@@ -54,7 +55,8 @@ def main() -> None:
     try:
         worker = _Worker(settings)
     except Exception as error:
-        connection.send_bytes(in_a_line(error, 500).encode())
+        blames = settings["device"] != "cpu" and is_of_device(error, starts=True)
+        connection.send_bytes((DEVICE_FAILED if blames else b"") + in_a_line(error, 500).encode())
         return
     connection.send_bytes(b"ready")
     while True:
@@ -63,7 +65,11 @@ def main() -> None:
         except EOFError:
             return
         limit_cpu(request["cpu_seconds"])
-        connection.send_bytes(worker.answer(request))
+        try:
+            connection.send_bytes(worker.answer(request))
+        except DeviceFailed as error:
+            connection.send_bytes(DEVICE_FAILED + str(error).encode())
+            return
 
 
 class _Worker:
@@ -117,11 +123,15 @@ class _Worker:
                 found["sound"] = self._sound(_opened(segment), start_s, end_s)
                 found |= self._cues(segment, start_s, end_s)
         except Exception as error:
+            if self.device != "cpu" and is_of_device(error):
+                raise DeviceFailed(in_a_line(error, 200)) from None
             told = reason_of(error)
             failed = failed_segment(segment, told["reason"], told["detail"])
             return without_faces(failed, time.monotonic() - started)
         if ending.truncated:
             found |= {"reason": "truncated", "detail": ending.detail}
+        elif ending.damaged and not found.get("detail"):
+            found["detail"] = f"{ending.damaged} of its pictures are damaged"
         return segment | found | {"face_seconds": time.monotonic() - started}
 
     def _faces(
@@ -251,10 +261,11 @@ def reason_of(error: Exception) -> dict[str, str]:
     words = in_a_line(error, 300)
     if isinstance(error, VideoError):
         return {"reason": error.reason, "detail": in_a_line(error.detail)}
-    if isinstance(error, MemoryError) or "allocate memory" in words:
-        return {"reason": "out_of_memory", "detail": words or "memory ran out"}
     if isinstance(error, FileNotFoundError):
         return {"reason": "not_found", "detail": words}
+    of_memory = isinstance(error, RuntimeError) and is_of_memory(words)
+    if isinstance(error, MemoryError) or of_memory or "allocate memory" in words:
+        return {"reason": "out_of_memory", "detail": words or "memory ran out"}
     if isinstance(error, OSError):
         return {"reason": "storage_error", "detail": words}
     return {"reason": "decode_error", "detail": f"{type(error).__name__}: {words}"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -18,6 +23,10 @@ from emolake.pipeline.lake.schema import ENDPOINT_USAGE
 from emolake.pipeline.storage.traffic import Traffic, ours
 
 _LINE_EVERY_S = 10.0
+_LOOK_EVERY_S = 1.0
+_SMALL_VIDEOS = 16
+_BYTES_A_SEGMENT = 20_000_000  # five minutes of half a megabit, or fewer at more
+_STDERR = 2
 _SAME_COMMIT_S = 0.2
 """Rows of one commit reach the driver together."""
 STAGES = ("faces", "annotate", "write")
@@ -38,6 +47,9 @@ class Tally:
     workers: dict[str, int] = field(default_factory=dict)
     """Actors of the stages that have a pool of their own."""
     videos: set[str] = field(default_factory=set)
+    videos_done: float = 0.0
+    bytes_done: float = 0.0
+    """Of each video the share of its segments that are committed; its bytes by the same share."""
     traffic: Counter[str] = field(default_factory=Counter)
     endpoint: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """What each model took of an endpoint; nothing, where it is behind none."""
@@ -47,6 +59,8 @@ class Tally:
     """When the first segment was committed, seconds from `started`."""
     first_busy_s: float = 0.0
     """What the face stage had spent on the segments of that commit."""
+    first_workers: int = 1
+    """Face actors there were then."""
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     """What the run kept from others, busy or not."""
@@ -55,6 +69,7 @@ class Tally:
         """row: schema.COMMITTED_ROW."""
         if self.first_s is None:
             self.first_s = self.elapsed
+            self.first_workers = self.workers.get("faces", 1)
         if self.elapsed - self.first_s < _SAME_COMMIT_S:
             self.first_busy_s += row["face_seconds"]
         self.segments += 1
@@ -68,17 +83,30 @@ class Tally:
         self.video_seconds += row["video_seconds"]
         self.states[row["state"]] += 1
         self.videos.add(row["video_id"])
+        self.videos_done += 1 / row["n_segments"]
+        self.bytes_done += (row["size"] or 0) / row["n_segments"]
         for stage, seconds in zip(
             STAGES, ("face_seconds", "annotate_seconds", "write_seconds"), strict=True
         ):
             self.busy[stage] += row[seconds]
+
+    def told_by(self, ledger: Iterable[pa.Table]) -> None:
+        """Counts anew what the ledger tells of the run: of what was committed last, before its stages ended
+        too early, no row of COMMITTED_ROW has come."""
+        self.segments = self.tracks = self.windows = 0
+        self.states.clear()
+        for rows in ledger:
+            self.segments += rows.num_rows
+            self.tracks += pc.sum(rows["n_tracks"]).as_py() or 0
+            self.windows += pc.sum(rows["n_windows"]).as_py() or 0
+            self.states.update(rows["state"].to_pylist())
 
     @property
     def start_s(self) -> float | None:
         """About when the first segment was begun, seconds from `started`: Ray and the actors were up."""
         if self.first_s is None:
             return None
-        return max(self.first_s - self.first_busy_s / self.workers.get("faces", 1), 0.0)
+        return max(self.first_s - self.first_busy_s / self.first_workers, 0.0)
 
     @property
     def elapsed(self) -> float:
@@ -102,21 +130,63 @@ class Tally:
         return told
 
 
+class Expected:
+    """What a run has to do, as far as it is known before: bytes where all sizes are, else videos."""
+
+    def __init__(self, todo: Iterable[pa.Table] = ()) -> None:
+        """todo: rows of schema.VIDEO_ROW."""
+        self.videos, self.all_sized = 0, True
+        self._bytes, self._whole_videos = 0.0, 0.0
+        for part in todo:
+            wanted = pc.divide(
+                pc.cast(pc.list_value_length(part["segments"]), pa.float64()), part["n_segments"]
+            )
+            shares = pc.fill_null(wanted, 1.0)
+            self.videos += part.num_rows
+            self.all_sized &= not part["size"].null_count
+            self._bytes += pc.sum(pc.multiply(shares, part["size"])).as_py() or 0.0
+            self._whole_videos += pc.sum(shares).as_py() or 0.0
+
+    @property
+    def segments(self) -> int | None:
+        """About how many, where all sizes are known, each worth the seconds in which an actor for it starts;
+        small videos share one."""
+        if not self.all_sized:
+            return None
+        return -(-self.videos // _SMALL_VIDEOS) + int(self._bytes // _BYTES_A_SEGMENT)
+
+    def done(self, tally: Tally) -> float:
+        """The part that is done, 0 to 1."""
+        if self.all_sized and self._bytes:
+            return min(tally.bytes_done / self._bytes, 1.0)
+        return min(tally.videos_done / max(self._whole_videos, 1e-9), 1.0)
+
+
 class Progress:
     """Shows a Tally as it grows, on standard error; `quiet` shows nothing."""
 
-    def __init__(self, total_videos: int, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         self.tally = Tally()
-        self.total = total_videos
+        self.expected = Expected()
         self.quiet = quiet
-        self._console = Console(stderr=True, markup=False)
+        self._stream = sys.stderr if quiet else _own_stderr()
+        self._console = Console(file=self._stream, markup=False)
         self._live: Live | None = None
-        self._told = 0.0
+        self._began = time.monotonic()
+        self._waits_for = ""
+        self._waits_since = self._told_at = self._began
+        self._left = threading.Event()
 
     def __enter__(self) -> Progress:
-        if not self.quiet and self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=4)
+        if self.quiet:
+            return self
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=4
+            )
             self._live.start()
+        else:
+            threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(
@@ -125,63 +195,105 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._left.set()
+        if kind is None:
+            self._waits_for = ""
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.transient = not self.tally.segments  # nothing to look at
             self._live.stop()
+        if self._stream is not sys.stderr:
+            self._stream.close()
+            self._stream = sys.stderr
+            self._console.file = sys.stderr
 
     def add(self, row: dict[str, Any]) -> None:
+        self._waits_for = ""
         self.tally.add(row)
-        if self._live is not None:
-            self._live.update(self._table())
-        elif not self.quiet and self.tally.elapsed - self._told >= _LINE_EVERY_S:
-            self._told = self.tally.elapsed
-            print(self._line(), file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
         """A line of its own, terminal or not."""
         if not self.quiet:
             self._console.print(message, highlight=False, soft_wrap=True)
 
+    def waits_for(self, what: str) -> None:
+        """What goes on until the next call or the first segment; told where it takes its time."""
+        self._waits_for, self._waits_since = what, time.monotonic()
+
+    def _tell(self) -> None:
+        """Where no terminal redraws it: a line for whatever takes a second, and then every ten."""
+        told = ""
+        while not self._left.wait(_LOOK_EVERY_S):
+            now, what = time.monotonic(), self._waits_for
+            new = what and what != told and now - self._waits_since >= _LOOK_EVERY_S
+            if new or now - self._told_at >= _LINE_EVERY_S:
+                told, self._told_at = what, now
+                print(self._line(), file=self._stream, flush=True)
+
     def _line(self) -> str:
         tally = self.tally
-        rate = tally.video_seconds / max(tally.elapsed, 1e-9)
-        pace = tally.segments / max(tally.elapsed, 1e-9)
+        if self._waits_for:
+            return f"{time.monotonic() - self._began:6.0f} s  {self._waits_for}"
+        since = max(tally.elapsed - (tally.start_s or 0.0), 1e-9)
+        rate, pace = tally.video_seconds / since, tally.segments / since
         busy = ", ".join(
             f"{stage} {100 * told['busy_fraction']:.0f} %"
             for stage, told in tally.stages().items()
             if stage in tally.workers
         )
         return (
-            f"{tally.elapsed:6.0f} s  videos {len(tally.videos)}/{self.total}  "
+            f"{time.monotonic() - self._began:6.0f} s  videos {len(tally.videos)}/{self.expected.videos}  "
             f"segments {tally.segments} ({pace:.2f}/s)  failed {tally.states['failed']}  "
             f"faces {tally.tracks}  windows {tally.windows}  {rate:.1f} video-seconds/s"
-            f"{f'  busy: {busy}' if busy else ''}{self._left()}"
+            f"{f'  busy: {busy}' if busy else ''}{self._time_left()}"
         )
 
-    def _left(self) -> str:
-        """How long the rest will take if it goes on like this; nothing while too little is known."""
-        done = len(self.tally.videos)
-        if not done or done >= self.total or self.tally.elapsed < _LINE_EVERY_S:
+    def _time_left(self) -> str:
+        """Nothing while too little is known."""
+        seconds = self.seconds_left
+        if seconds is None or self.tally.elapsed < _LINE_EVERY_S:
             return ""
-        seconds = self.tally.elapsed / done * (self.total - done)
         hours, rest = divmod(round(seconds), 3600)
         return f"  about {hours}:{rest // 60:02}:{rest % 60:02} left"
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes if it goes on as it has since the first segment was begun."""
+        done, begun = self.expected.done(self.tally), self.tally.start_s
+        if begun is None or not 0 < done < 1:
+            return None
+        return (self.tally.elapsed - begun) * (1 - done) / done
+
     def _table(self) -> Group:
         tally = self.tally
+        if not tally.segments:
+            return Group(Text(self._line().strip(), style="dim"))
         table = Table.grid(padding=(0, 2))
-        table.add_row("[bold]videos[/]", f"{len(tally.videos)}/{self.total}", self._bar(), "")
+        videos = f"{len(tally.videos)}/{self.expected.videos}"
+        table.add_row(Text("videos", style="bold"), videos, self._bar(), "")
         for stage, told in tally.stages().items():
             busy = told["busy_seconds"]
             table.add_row(
-                f"[bold]{stage}[/]",
+                Text(stage, style="bold"),
                 f"{told['rows']:.0f}",
                 f"{busy:.1f} s busy, {100 * told['busy_fraction']:.0f} % of {told['workers']:.0f}",
                 f"{told['rows_per_busy_second']:.1f}/s",
             )
         return Group(table, Text(self._line().strip(), style="dim"))
 
-    def _bar(self) -> str:
+    def _bar(self) -> Text:
         width = 32
-        filled = round(width * len(self.tally.videos) / max(self.total, 1))
-        return f"[green]{'━' * filled}[/][dim]{'━' * (width - filled)}[/]"
+        filled = round(width * self.expected.done(self.tally))
+        return Text.assemble(("━" * filled, "green"), ("━" * (width - filled), "dim"))
+
+
+def _own_stderr() -> TextIO:
+    """Standard error, by a way of its own: what is told while Ray starts must not wait until others' words,
+    which are held back meanwhile, come out."""
+    try:
+        if sys.stderr.fileno() == _STDERR:
+            return os.fdopen(
+                os.dup(_STDERR), "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors
+            )
+    except (OSError, ValueError):  # it is closed, or no file
+        pass
+    return sys.stderr

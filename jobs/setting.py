@@ -29,6 +29,7 @@ from emolake.pipeline.models.catalog import (
     model_revision,
     pinned,
     read_config,
+    weight_files,
 )
 from emolake.pipeline.models.classifier import ClassifierConfig
 from emolake.pipeline.models.config import ModelConfig
@@ -36,6 +37,8 @@ from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.chat import check_client
 from emolake.pipeline.storage.files import Storage, parse_options
 from emolake.pipeline.storage.shards import Shards
+
+_SMALL_BYTES = 500_000_000  # of weights as they are stored; in float32 they may take twice that
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,14 @@ def computes_here(models: tuple[ChosenModel, ...], config: Config) -> bool:
     """Whether the annotation stage has work for a device of the cluster."""
     hears = bool(config.annotator.recognizer) and needs_of(models, config).transcript
     return hears or any(model.config.computes_here for model in models)
+
+
+def small_models(models: tuple[ChosenModel, ...], config: Config) -> bool:
+    """Whether one machine may hold them several times."""
+    if config.annotator.names_folders or not all(model.config.computes_here for model in models):
+        return False
+    files = [file for name in config.models for file in weight_files(model_path(name))]
+    return sum(file.stat().st_size for file in files) <= _SMALL_BYTES
 
 
 def read_setting(options: Options) -> Setting:

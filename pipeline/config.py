@@ -39,12 +39,25 @@ class DecodeConfig(_Part):
         300.0, gt=0, description="a longer video is split into segments of this length"
     )
     threads: int = Field(1, ge=1, le=64, description="decoder threads per face actor")
+    fast: bool = Field(
+        False,
+        description="leave out the smoothing of block edges (of H.264, HEVC and VP8, by PyAV in software): "
+        "faster, and not quite the picture that was encoded (docs/benchmarks.md)",
+    )
     hwaccel: Literal["cuda", "qsv", "vaapi", "videotoolbox"] | None = Field(
         None, description="hardware decoder of PyAV's; without such a device, software decodes"
     )
     max_pixels: int = Field(
         7680 * 4320, gt=0, description="a frame with more pixels makes its video `too_large`"
     )
+
+    @model_validator(mode="after")
+    def _can_be_fast(self) -> DecodeConfig:
+        if self.fast and self.backend != "pyav":
+            raise ValueError(f"fast goes with backend pyav, and not with {self.backend}")
+        if self.fast and self.hwaccel:
+            raise ValueError(f"fast goes without hwaccel: {self.hwaccel} has no such choice")
+        return self
 
 
 class FacesConfig(_Part):
@@ -146,7 +159,7 @@ ANNOTATOR_FILES = (*ANNOTATOR_FOLDERS, "landmark_network")
 """Options that name models; their content counts for results, and not where they lie."""
 
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Of the code: raised by whoever changes what a run of one configuration writes, by which rows of before and
 after are told apart."""
 
@@ -233,6 +246,11 @@ class AnnotatorConfig(_Part):
         """What comes out of `precision` on such a machine."""
         return self.precision or ("bfloat16" if gpu else "float32")
 
+    @property
+    def names_folders(self) -> bool:
+        """Whether models of others' are loaded beside the annotator's own."""
+        return any(getattr(self, name) is not None for name in ANNOTATOR_FOLDERS)
+
 
 class LimitsConfig(_Part):
     """What one bad video may cost."""
@@ -277,14 +295,15 @@ class ResourcesConfig(_Part):
     face_actors: PoolSize | None = Field(
         None,
         description="so many, or {min: 4, max: 64}: as many as the cluster holds at the time; default: "
-        "CPUs - 1 on one machine, all that fit on a cluster",
+        "as many as CPUs on one machine, all that fit on a cluster",
     )
     gpus_per_face_actor: float = Field(
         0.0, ge=0, description="a fraction of a GPU for the face detector of each face actor"
     )
     annotation_actors: PoolSize | None = Field(
         None,
-        description="the same; default: one a GPU, at least 1; on a cluster without GPUs, all that fit",
+        description="the same; default: one a GPU; without GPUs up to one for four CPUs on one machine, all "
+        "that fit on a cluster",
     )
     gpus_per_annotation_actor: float | None = Field(
         None, ge=0, description="default: 1 where the cluster has a GPU, else 0"

@@ -4,6 +4,7 @@ EmolakeError
   UserError         the user's mistake: one line, exit code 2, nothing was started
     Damaged         a file of the lake; JobFailed where it is met when work has begun
   JobFailed         the job cannot go on: exit code 1, what was committed stays
+    DeviceFailed    because an accelerator is broken; on another node it may go on
   VideoError        one video's, with the reason that lands in the ledger; the job goes on
   lake.LeaseLost    another run has the output by now
   lake.FilesChanged files went while they were read: read again
@@ -42,6 +43,10 @@ class JobFailed(EmolakeError):
     """The job cannot go on; what was committed stays."""
 
 
+class DeviceFailed(JobFailed):
+    """An accelerator answers with errors of its own, whatever it is asked."""
+
+
 class UserError(EmolakeError):
     """The user's mistake: one line that names the thing and the mend. Exit code 2."""
 
@@ -62,9 +67,11 @@ class VideoError(EmolakeError):
         return VideoError, (self.reason, self.detail)
 
 
+SESSION = r"jsessionid|phpsessid|aspsessionid[a-z]*|asp\.net_sessionid"
+"""What servers call the session that a URL opens, in any case."""
 _CONFIDENTIAL = (
     r"(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
-    r"|authorization|auth|passphrase|(?<=[?&])key|(?:subscription|master|private)[-_]?key"
+    rf"|{SESSION}|authorization|auth|passphrase|(?<=[?&])key|(?:subscription|master|private)[-_]?key"
     r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
     r"(?:token|secret|passw(?:or)?d|pwd|(?:access|auth|api|account|secret)[-_]?key)"
 )

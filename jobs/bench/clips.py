@@ -54,18 +54,21 @@ def resized_clip(clip: Path, target: Path, height: int) -> None:
 
 
 def loop_clip(clip: Path, target: Path, seconds: float) -> None:
-    """A video of at least `seconds`: the clip over and over, packets copied and not encoded again."""
+    """A video of so many seconds: the clip over and over, packets copied and not encoded again."""
     import av
 
     with av.open(str(clip)) as source, av.open(str(target), "w") as out:
         stream = source.streams.video[0]
         copy = out.add_stream_from_template(stream)
         packets = [p for p in source.demux(stream) if p.dts is not None]
-        length = max((p.pts or 0) + (p.duration or 0) for p in packets) - (packets[0].dts or 0)
+        begins = packets[0].dts or 0
+        length = max((p.pts or 0) + (p.duration or 0) for p in packets) - begins
         times = math.ceil(seconds / float(length * (stream.time_base or 1)))
         data = [(bytes(p), p.pts, p.dts, p.is_keyframe, p.time_base, p.duration) for p in packets]
         for k in range(times):
             for payload, pts, dts, keyframe, base, duration in data:
+                if ((dts or 0) - begins + k * length) * base >= seconds:
+                    continue
                 packet = av.Packet(payload)
                 packet.stream, packet.time_base = copy, base
                 packet.pts, packet.dts = (pts or 0) + k * length, (dts or 0) + k * length

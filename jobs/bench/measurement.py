@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+COMMAND = (sys.executable, "-m", "emolake.jobs")
+"""The command line, in a process of its own."""
 
 
 @dataclass(frozen=True)

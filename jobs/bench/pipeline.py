@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from emolake.jobs.bench.clips import repeated
-from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.measurement import COMMAND, Measurement, less_is_better, more_is_better
 from emolake.jobs.bench.store import watched_ray
 from emolake.pipeline.corpus.estimate import POOLS
 
-_COMMAND = [sys.executable, "-m", "emolake.jobs"]
 _TIMES = 12
 _STORE_MB = 500
 
 
-def bench_pipeline(clips: list[Path], scratch: Path, _options: Namespace) -> Iterator[Measurement]:
+def bench_pipeline(clips: list[Path], scratch: Path, options: Namespace) -> Iterator[Measurement]:
     """The whole job over repeated clips, then a run with nothing to do and the start alone."""
+    if options.small:
+        from emolake.jobs.bench.small import bench_small
+
+        yield from bench_small(clips, scratch)
+        return
     corpus, output = repeated(clips, scratch / "corpus", _TIMES), scratch / "output"
-    job = [*_COMMAND, "annotate", str(corpus), "--output", str(output), "--quiet", "--json"]
+    job = [*COMMAND, "annotate", str(corpus), "--output", str(output), "--quiet", "--json"]
     pools = ("--set", "resources.face_actors=1", "--set", "resources.annotation_actors=1")
     with watched_ray(4, _STORE_MB) as seen:
         done = subprocess.run([*job, *pools], check=True, stdout=subprocess.PIPE, env=seen.env)
@@ -38,7 +42,7 @@ def bench_pipeline(clips: list[Path], scratch: Path, _options: Namespace) -> Ite
     best = dict.fromkeys(("python", "help", "again"), math.inf)
     for name, arguments in {
         "python": [sys.executable, "-c", "pass"],
-        "help": [*_COMMAND, "--help"],
+        "help": [*COMMAND, "--help"],
         "again": job,
     }.items():
         for _ in range(3):

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emolake.jobs.bench.clips import loop_clip, repeated
-from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.measurement import COMMAND, Measurement, less_is_better, more_is_better
 from emolake.jobs.bench.plan import minute_of
 from emolake.jobs.bench.s3 import local_s3
 from emolake.jobs.bench.store import watched_ray
@@ -40,7 +40,6 @@ from emolake.pipeline.models.catalog import DEFAULT_MODEL
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.traffic import ours
 
-_COMMAND = (sys.executable, "-m", "emolake.jobs")
 _FEW, _MANY = 100_000, 1_000_000
 _DONE = 0.9
 _A_COMMIT = 8  # videos
@@ -91,7 +90,7 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
         return compared(
             name,
             lambda _, output: _measured(
-                *(*_COMMAND, name, output, "--json"), *(option.format(output) for option in options)
+                *(*COMMAND, name, output, "--json"), *(option.format(output) for option in options)
             ),
         )
 
@@ -115,7 +114,7 @@ def _planning(clip: Path, scratch: Path) -> Iterator[Measurement]:
 
 
 def _plan(manifest: str, output: str) -> _Spent:
-    return _measured(*_COMMAND, "plan", manifest, "--output", output, "--json")
+    return _measured(*COMMAND, "plan", manifest, "--output", output, "--json")
 
 
 def _archive(clip: Path, folder: Path, count: int) -> tuple[str, str]:
@@ -218,7 +217,7 @@ def _until_first_commit(manifest: str, output: str) -> _Spent:
     """A run until its first segment is in the lake; then it is ended."""
     (before,) = (Path(output) / LEDGER).glob("corpus=*/date=*")
     started = time.monotonic()
-    process = subprocess.Popen([*_COMMAND, "annotate", manifest, "--output", output, "--quiet"])
+    process = subprocess.Popen([*COMMAND, "annotate", manifest, "--output", output, "--quiet"])
     try:
         # Today's folder alone is looked into: the other's files are too many to be counted beside the run.
         while not any(
@@ -297,7 +296,7 @@ def _cluster(cores: list[int]) -> Iterator[str]:
 def _annotate(
     corpus: Path, output: Path, env: dict[str, str], pool: int | None = None
 ) -> dict[str, Any]:
-    arguments = [*_COMMAND, "annotate", str(corpus), "--output", str(output), "--quiet", "--json"]
+    arguments = [*COMMAND, "annotate", str(corpus), "--output", str(output), "--quiet", "--json"]
     if pool is not None:
         for stage in ("face_actors", "annotation_actors"):
             arguments += ["--set", f"resources.{stage}={pool}"]
@@ -315,7 +314,7 @@ def _object_store(clip: Path, scratch: Path) -> Measurement:
     with watched_ray(4, limit_mb) as seen:
         process = subprocess.Popen(
             [
-                *(*_COMMAND, "annotate", str(film), "--output", str(scratch / "film-lake")),
+                *(*COMMAND, "annotate", str(film), "--output", str(scratch / "film-lake")),
                 *("--quiet", "--set", "annotator.micro_batch=1"),
                 *("--set", "resources.face_actors=2"),
                 *("--set", "windows.window_seconds=0.25", "--set", "decode.segment_seconds=20"),
@@ -335,7 +334,7 @@ def _foretold(clips: list[Path], scratch: Path) -> Measurement:
     archive = repeated(clips, scratch / "whole", 32)
     _annotate(sample, scratch / "sample-lake", {})
     asked = [
-        *(*_COMMAND, "plan", str(archive), "--output", str(scratch / "whole-lake"), "--json"),
+        *(*COMMAND, "plan", str(archive), "--output", str(scratch / "whole-lake"), "--json"),
         *("--estimate", str(scratch / "sample-lake")),
     ]
     told = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE).stdout)

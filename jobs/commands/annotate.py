@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import secrets
@@ -9,18 +10,19 @@ import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, tell
 from emolake.jobs.parser import Options, Parser, input_options, run_id_option
-from emolake.jobs.progress import Progress, Tally
-from emolake.jobs.setting import Setting, computes_here, read_setting
+from emolake.jobs.progress import Expected, Progress, Tally
+from emolake.jobs.setting import Setting, computes_here, read_setting, small_models
 from emolake.pipeline.corpus.listing import find_videos, named_uris
-from emolake.pipeline.corpus.planning import Plan
+from emolake.pipeline.corpus.planning import Plan, left_of, of_run
 from emolake.pipeline.errors import Damaged, JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
 from emolake.pipeline.lake.forgetting import remember
@@ -34,10 +36,13 @@ from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
 
+if TYPE_CHECKING:
+    from emolake.jobs.graph.pools import Pools
+
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
 
 _POOLS_EVERY_S = 10.0
-_RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed): (.+)")
+_RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed|DeviceFailed): (.+)")
 """What an actor that could not start said, within the pages that Ray wraps it in."""
 
 
@@ -54,41 +59,9 @@ def run(options: Options) -> int:
     before = ours()
     run_id = _run_id(options.run_id)
     setting = read_setting(options)
-    videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
-    iceberg, catalog = setting.config.iceberg, None
-    if iceberg.catalog:
-        catalog = open_catalog(iceberg.catalog, setting.lake, setting.storage.options)
-        check_tables(setting.lake, catalog, iceberg.namespace)
-    started = datetime.now(UTC)
-    run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
-    try:
-        refuse_other_run(setting.lake, run_id, setting.config_hash)
-        lease = Lease.acquire(setting.lake, run_id, say=Progress(0, quiet=options.quiet).say)
-    except OSError as error:
-        raise UserError(
-            f"output {setting.lake.uri} cannot be written: {in_a_line(error, 300)}"
-        ) from None
-    with Progress(0, quiet=options.quiet) as progress:
+    with Progress(quiet=options.quiet) as progress:
         progress.tally.driver_before = before
-        record = _record(setting, run, started)
-        try:
-            if setting.asked.reprocess:
-                remember(setting.lake, named_uris(options.input), lease.fence)
-            result = _run(setting, run, record, videos, lease.fence, progress)
-            write_run(setting.lake, result)
-            if catalog is not None:
-                publish(setting.lake, catalog, iceberg.namespace, run_id, lease.fence)
-        except OSError as error:
-            raise JobFailed(setting.lake.cannot_write(error)) from error
-        except Damaged as error:
-            raise JobFailed(str(error)) from None
-        finally:
-            if sys.exception() is not None:
-                used = _endpoint(setting, progress.tally)
-                end_run(setting.lake, run_id, in_a_line(sys.exception(), 300), used)
-            lease.release()
-            if sys.exception() is not None:
-                tidy(setting.lake, run_id)
+        result = _job(options, setting, run_id, progress)
     code = tell(options, result, _summary(result))
     failed, total = result["videos"]["failed"], result["videos"]["total"]
     tried = total - result["videos"]["skipped"]
@@ -98,18 +71,60 @@ def run(options: Options) -> int:
     return code
 
 
+def _job(options: Options, setting: Setting, run_id: str, progress: Progress) -> dict[str, Any]:
+    """The run's record at its end."""
+    more = f" and {len(options.input) - 1} more" if len(options.input) > 1 else ""
+    progress.waits_for(f"listing {options.input[0]}{more}")
+    videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
+    iceberg, catalog = setting.config.iceberg, None
+    if iceberg.catalog:
+        catalog = open_catalog(iceberg.catalog, setting.lake, setting.storage.options)
+        check_tables(setting.lake, catalog, iceberg.namespace)
+    started = datetime.now(UTC)
+    run = RunStamp(run_id, started.strftime("%Y-%m-%d"), setting.config_hash)
+    try:
+        refuse_other_run(setting.lake, run_id, setting.config_hash)
+        lease = Lease.acquire(setting.lake, run_id, say=progress.say)
+    except OSError as error:
+        raise UserError(
+            f"output {setting.lake.uri} cannot be written: {in_a_line(error, 300)}"
+        ) from None
+    record = _record(setting, run, started)
+    try:
+        if setting.asked.reprocess:
+            remember(setting.lake, named_uris(options.input), lease.fence)
+        result = _run(setting, run, record, videos, lease, progress)
+        write_run(setting.lake, result)
+        if catalog is not None:
+            progress.waits_for("publishing to Iceberg")
+            publish(setting.lake, catalog, iceberg.namespace, run_id, lease.fence)
+    except OSError as error:
+        raise JobFailed(setting.lake.cannot_write(error)) from error
+    except Damaged as error:
+        raise JobFailed(str(error)) from None
+    finally:
+        if sys.exception() is not None:
+            used = _endpoint(setting, progress.tally)
+            end_run(setting.lake, run_id, in_a_line(sys.exception(), 300), used)
+        lease.release()
+        if sys.exception() is not None:
+            tidy(setting.lake, run_id)
+    return result
+
+
 def _run(
     setting: Setting,
     run: RunStamp,
     record: dict[str, Any],
     videos: Shards,
-    fence: Fence,
+    lease: Lease,
     progress: Progress,
 ) -> dict[str, Any]:
     clock = time.monotonic()
-    ledger = recover(setting.lake, fence)
+    progress.waits_for("reading the ledger")
+    ledger = recover(setting.lake, lease.fence)
     plan = setting.plan(videos, ledger)
-    progress.total = plan.todo.num_rows
+    progress.expected = Expected(plan.todo.parts())
     progress.tally.started = time.monotonic()
     if plan.todo.num_rows:
         progress.say(f"run {run.run_id}: {_told(plan)}")
@@ -117,8 +132,9 @@ def _run(
             if not model.config.trained:
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
-        _annotate(setting, run, record, plan, ledger, fence, progress)
-        ledger = recover(setting.lake, fence, own=True)
+        _annotate(setting, run, record, plan, ledger, lease, progress)
+        progress.waits_for("settling what was written")
+        ledger = recover(setting.lake, lease.fence, own=True)
     else:
         progress.say(f"run {run.run_id}: nothing to do; {_told(plan)}")
     states = _states(plan, ledger)
@@ -133,32 +149,95 @@ def _annotate(
     record: dict[str, Any],
     plan: Plan,
     ledger: Shards,
-    fence: Fence,
+    lease: Lease,
     progress: Progress,
 ) -> None:
     # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
     import ray
 
-    from emolake.jobs.graph.flow import Held, annotated, pool_sizes, start_ray
-    from emolake.jobs.graph.metrics import RunMetrics
+    from emolake.jobs.graph.aside import Aside
+    from emolake.jobs.graph.start import start_ray, stop_ray
 
     alone = not ray.is_initialized()
     on_term = signal.getsignal(signal.SIGTERM)
-    if alone:
-        start_ray(setting.config.resources)
-        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
+    address = os.environ.get("RAY_ADDRESS")
+    progress.waits_for(f"joining Ray at {address}" if address else "starting Ray")
     try:
-        on_device = computes_here(setting.models, setting.config)
-        pools = pool_sizes(setting.config.resources, progress.say, on_device=on_device)
-        tally = progress.tally
-        tally.workers = {"faces": pools.faces.first, "annotate": pools.annotate.first}
-        record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
-        if not setting.asked.reprocess:
-            refuse_other_precision(setting.lake, ledger, record)
-        # Before the first row: those of a run that is killed have a record as well.
-        write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
-        metrics = RunMetrics(run.run_id)
-        held, looked = Held(pools), time.monotonic()
+        if alone:
+            start_ray(setting.config.resources)
+            signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
+        aside, left, first, on_gpus = Aside(), plan, lease.number, False
+        while left.todo.num_rows:
+            pools = _pools(setting, progress, aside.gpus if left is not plan else None)
+            if on_gpus and not pools.gpus:
+                raise JobFailed("no node with a GPU is left; the same command resumes")
+            on_gpus = pools.gpus > 0
+            try:
+                _pass(setting, run, record, left, ledger, lease.fence, progress, pools)
+                break
+            except ray.exceptions.RayError as error:
+                if (told := aside.broke(str(error))) is None:
+                    raise
+            progress.say(told)
+            # Tasks of the graph that has ended may still be at it: as those of a killed run.
+            lease.renew()
+            ledger = recover(setting.lake, lease.fence)
+            left = replace(plan, todo=left_of(plan.todo, ledger, run.run_id, first))
+            progress.tally.told_by(of_run(rows, run.run_id, first) for rows in ledger.parts())
+    except ray.exceptions.RayError as error:
+        raised = _RAISED_BY_US.findall(str(error))
+        if not raised:
+            raise
+        raise JobFailed(raised[-1]) from error
+    finally:
+        if alone:
+            stop_ray()
+
+
+def _pools(setting: Setting, progress: Progress, gpus_aside: int | None) -> Pools:
+    from emolake.jobs.graph.pools import pool_sizes
+
+    return pool_sizes(
+        setting.config.resources,
+        progress.say,
+        on_device=computes_here(setting.models, setting.config),
+        rows=progress.expected.segments,
+        small=small_models(setting.models, setting.config),
+        gpus_aside=gpus_aside,
+    )
+
+
+def _pass(
+    setting: Setting,
+    run: RunStamp,
+    record: dict[str, Any],
+    plan: Plan,
+    ledger: Shards,
+    fence: Fence,
+    progress: Progress,
+    pools: Pools,
+) -> None:
+    """The graph, once."""
+    import ray
+
+    from emolake.jobs.graph.flow import annotated
+    from emolake.jobs.graph.metrics import RunMetrics
+    from emolake.jobs.graph.pools import Held
+
+    tally = progress.tally
+    tally.workers = {"faces": pools.faces.first, "annotate": pools.annotate.first}
+    record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
+    if not setting.asked.reprocess:
+        refuse_other_precision(setting.lake, ledger, record)
+    # Before the first row: those of a run that is killed have a record as well.
+    write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
+    names = ", ".join(model.config.name for model in setting.models)
+    progress.waits_for(
+        f"starting {pools.faces.first} face and {pools.annotate.first} annotation actors ({names})"
+    )
+    metrics = RunMetrics(run.run_id)
+    held, looked = Held(pools), time.monotonic()
+    try:
         for row in annotated(plan, setting, pools, run, fence):
             progress.add(row)
             metrics.add(row, tally)
@@ -168,15 +247,12 @@ def _annotate(
                 tally.workers = held.workers
         held.look()
         tally.workers = held.workers
-        tally.cpu_seconds, tally.gpu_seconds = held.cpu_seconds, held.gpu_seconds
-    except ray.exceptions.RayError as error:
-        told = _RAISED_BY_US.findall(str(error))
-        if not told:
-            raise
-        raise JobFailed(told[-1]) from error
+    except ray.exceptions.RayError:
+        held.look()
+        raise
     finally:
-        if alone:
-            ray.shutdown()
+        tally.cpu_seconds += held.cpu_seconds
+        tally.gpu_seconds += held.gpu_seconds
 
 
 def _record(setting: Setting, run: RunStamp, started: datetime) -> dict[str, Any]:

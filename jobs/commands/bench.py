@@ -16,7 +16,9 @@ from emolake.pipeline.errors import UserError
 
 _BENCHES = {
     "faces": ("faces:bench_faces", True),
+    "codecs": ("codecs:bench_codecs", True),
     "scenes": ("scenes:bench_scenes", False),
+    "start": ("start:bench_start", True),
     "annotate": ("annotate:bench_annotate", False),
     "pipeline": ("pipeline:bench_pipeline", True),
     "plan": ("plan:bench_plan", False),
@@ -52,7 +54,7 @@ def declare(parser: Parser) -> None:
         action="append",
     )
     parser.add_argument(
-        "--part", choices=("stills", "brief", "crowds", "cuts", "poses"), action="append",
+        "--part", choices=("stills", "brief", "crowds", "split", "cuts", "poses"), action="append",
         help="scenes: this part alone; repeatable",
     )  # fmt: skip
     parser.add_argument(
@@ -66,6 +68,7 @@ def declare(parser: Parser) -> None:
         "--paper", action="store_true",
         help="annotate --shape 7b: what a GPU that is not there would hold, compute and move",
     )  # fmt: skip
+    parser.flag("--small", "pipeline: small and long videos, against a plain loop of processes")
     parser.option("--profile", "FILE", "annotate: append the costliest operators", type=Path)
     parser.calls(run, "emolake bench faces --clips clips/ --json")
 
@@ -78,6 +81,8 @@ def run(options: Options) -> int:
 
         rows = list(paper())
         return tell(options, rows, *table(rows))
+    if options.scenes < 1:
+        raise UserError(f"--scenes {options.scenes}: a bench needs one of each kind at least")
     place, on_clips = _BENCHES[options.name]
     name_of_module, _, name = place.partition(":")
     module = importlib.import_module(f"emolake.jobs.bench.{name_of_module}")

@@ -6,32 +6,23 @@ one row out from segments on, so a segment has exactly one outcome.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray._private import ray_constants
-from ray._private import state as ray_state
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.data import Dataset, TaskPoolStrategy
 
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
-from emolake.jobs.graph.nodes import check_nodes
+from emolake.jobs.graph.pools import TASK_CPUS, Pools
 from emolake.jobs.setting import Setting
-from emolake.pipeline.config import Config, PoolSize, ResourcesConfig
+from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.planning import Plan
-from emolake.pipeline.errors import JobFailed, UserError
+from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
 from emolake.pipeline.lake.layout import Lake
@@ -42,256 +33,15 @@ from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.shards import Shards
 from emolake.pipeline.storage.traffic import ours
 
-# Tasks between the actor pools ask for a sliver of a CPU: with a whole one each they starve beside
-# pools that hold nearly all of a small machine.
-TASK_CPUS = 0.1
-_CPU_ANNOTATION_CPUS = 0.5
-_SPARE_CPUS = 1  # for the tasks, which ask for slivers
-_SHARE_AT_FIRST = (
-    0.75  # of what face actors could take, where annotation on CPUs has to find its own share
-)
 _FACES_PER_TASK = 4
-_OF_A_CLUSTER = 16  # at least, in the end, where nobody knows how far it grows
 _VIDEOS_PER_BLOCK = 32
 _MOST_SEGMENTS_PER_CALL = 16
 _SHARE_OF_STORE = 8  # a call, the one that waits, and what the stages before have ready
-
-
-def start_ray(resources: ResourcesConfig) -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts a Ray on this machine without dashboard."""
-    # Ray's core logs warnings about its own actors to standard error; failures reach us as errors.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        check_nodes()
-    else:
-        faces = _fitted(resources.face_actors, _default_faces(_cores()))
-        annotators = _CPU_ANNOTATION_CPUS * _fitted(resources.annotation_actors, 1)
-        with _on_loopback(), _without_its_first_word():
-            ray.init(
-                address="local",  # and not whatever cluster happens to run on this machine
-                num_cpus=faces + math.ceil(annotators + _SPARE_CPUS),
-                object_store_memory=resources.object_store_mb * 1024 * 1024,
-                include_dashboard=False,
-                **quiet,
-            )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.verbose_progress = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _without_its_first_word() -> Iterator[None]:
-    """Ray's core says on standard error which level of logging it was given, before it heeds it; whatever
-    else is said there meanwhile comes when Ray is up, or is not."""
-    sys.stderr.flush()
-    ours = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(ours, 2)
-            os.close(ours)
-            said.seek(0)
-            os.write(2, b"".join(line for line in said if b"Set ray log level from" not in line))
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """A Ray started within listens on 127.0.0.1 alone, as it does by itself on Windows and macOS; for
-    Linux its one switch is read when it is imported."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Actors of a stage: `first` of them, and then between `least` and `most` (None: all that fit), as nodes
-    come and go and as the stages' measured rates ask for."""
-
-    first: int
-    least: int
-    most: int | None
-
-    @classmethod
-    def of(cls, size: PoolSize | None, fits: int, *, follows: bool) -> Pool:
-        """Of the asked size, or, where none was asked for, as many as fit."""
-        if size is None:
-            return cls(fits, 1, None) if follows else cls(fits, fits, fits)
-        return cls(_fitted(size, fits), size.min, size.max)
-
-    @property
-    def foreseen(self) -> int:
-        """About how many they become."""
-        return self.most or max(self.first, _OF_A_CLUSTER)
-
-    def strategy(self) -> ActorPoolStrategy:
-        return ActorPoolStrategy(
-            min_size=self.least,
-            max_size=self.most,
-            initial_size=self.first,
-            max_tasks_in_flight_per_actor=2,
-        )
-
-
-def _fitted(size: PoolSize | None, fits: int) -> int:
-    """Actors that a pool has where so many fit."""
-    return fits if size is None else max(size.min, min(fits, size.max or fits))
-
-
-@dataclass(frozen=True)
-class Pools:
-    """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction; annotation_cpus: of one
-    annotation actor."""
-
-    faces: Pool
-    annotate: Pool
-    gpus: float
-    face_gpus: float = 0.0
-    annotation_cpus: float = _CPU_ANNOTATION_CPUS
-
-    def shortage(self, cpus: float, gpus: float) -> str | None:
-        """The sum, where a cluster of so many CPUs and GPUs does not hold the pools: Ray would wait for more
-        without a word."""
-        for kind, has, of_face, of_annotation, tasks in (
-            ("CPUs", cpus, 1.0, self.annotation_cpus, TASK_CPUS),
-            ("GPUs", gpus, self.face_gpus, self.gpus, 0),
-        ):
-            terms = (
-                (self.faces.least, "face actors", of_face),
-                (self.annotate.least, "annotation actors", of_annotation),
-                (1, "for tasks", tasks),
-            )
-            wants = sum(number * each for number, _, each in terms)
-            if wants > has + 1e-6:
-                told = " + ".join(f"{n} {what} x {each:g}" for n, what, each in terms if each)
-                return f"the pools want {wants:g} {kind} ({told}), and this cluster has {has:g}"
-        return None
-
-
-def pool_sizes(
-    resources: ResourcesConfig, say: Callable[[str], None] | None = None, *, on_device: bool = True
-) -> Pools:
-    """The pools for the Ray that is running. on_device: whether the annotation stage computes there; unless
-    GPUs are asked for, it leaves them to others where it does not. What cannot be had yet is said; what never
-    can is a UserError."""
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    joined = bool(os.environ.get("RAY_ADDRESS"))
-    faces = int(cpus) if joined else _default_faces(_cores())
-    pools = pools_for(resources, cpus, gpus, faces, follows=joined, on_device=on_device)
-    if shortage := pools.shortage(cpus, gpus):
-        if not (joined and _may_grow(cpus)):
-            raise UserError(
-                f"{shortage}; ask for fewer with resources.face_actors and resources.annotation_actors, or "
-                'for what there is, from 1 to 8, by {"min": 1, "max": 8}'
-            )
-        if say is not None:
-            say(f"{shortage}: the run waits until it grows")
-    return pools
-
-
-def _may_grow(cpus: float) -> bool:
-    """Whether nodes may come by themselves. Ray does not tell; KubeRay and Ray's launcher leave a trace on
-    the head, where a submitted job's driver runs, and a cluster without one CPU can only wait for some."""
-    launched = Path("~/ray_bootstrap_config.yaml").expanduser()
-    return not cpus or "RAY_CLUSTER_NAME" in os.environ or launched.exists()
-
-
-class Held:
-    """What a run's pools take, busy or not, from now on; `look` now and then."""
-
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
-        self._began = self._looked = time.monotonic()
-        self._seconds = {"faces": 0.0, "annotate": 0.0}
-
-    def look(self) -> None:
-        now = time.monotonic()
-        for name, pool, kind in (
-            ("faces", self._pools.faces, FaceActor),
-            ("annotate", self._pools.annotate, AnnotationActor),
-        ):
-            count = pool.first if pool.least == pool.most else _actors_of(kind)
-            self._seconds[name] += (now - self._looked) * count
-        self._looked = now
-
-    @property
-    def workers(self) -> dict[str, int]:
-        """Actors of each pool, on average."""
-        elapsed = max(self._looked - self._began, 1e-9)
-        return {name: max(1, round(spent / elapsed)) for name, spent in self._seconds.items()}
-
-    @property
-    def cpu_seconds(self) -> float:
-        """The driver and the tasks count as one CPU."""
-        faces, annotate = self._seconds.values()
-        return self._looked - self._began + faces + annotate * self._pools.annotation_cpus
-
-    @property
-    def gpu_seconds(self) -> float:
-        faces, annotate = self._seconds.values()
-        return faces * self._pools.face_gpus + annotate * self._pools.gpus
-
-
-def _actors_of(kind: type) -> int:
-    """Of this job, by Ray's own table: those that work, and those that load a model on a node of theirs."""
-    job = ray.get_runtime_context().get_job_id()
-    return sum(
-        kind.__name__ in actor["ActorClassName"]
-        and actor["JobID"] == job
-        and actor["State"] in ("ALIVE", "PENDING_CREATION")
-        and bool(actor["Pid"])
-        for actor in ray_state.actors().values()
-    )
-
-
-def pools_for(
-    resources: ResourcesConfig, cpus: float, gpus: float, faces: int, *,
-    follows: bool = False, on_device: bool = True,
-) -> Pools:  # fmt: skip
-    """Pools that fit into so many CPUs and GPUs together with the tasks between them, as far as `resources`
-    leaves that open; faces: so many at most. follows: whether those that it leaves open grow and shrink with
-    the cluster."""
-    each, face_gpus = resources.gpus_per_annotation_actor, resources.gpus_per_face_actor
-    if each is None:
-        each = 1.0 if on_device and gpus >= 1 else 0.0
-    for_faces = face_gpus * _fitted(resources.face_actors, 1)
-    fits = max(1, int((gpus - for_faces) / each + 1e-6)) if each else 1
-    least = resources.face_actors.min if resources.face_actors else 1
-    # A GPU's actor prepares batches on a core of its own, where the face stage can spare one.
-    first = _fitted(resources.annotation_actors, fits)
-    for annotation_cpus in (
-        (1.0, _CPU_ANNOTATION_CPUS, TASK_CPUS) if each else (_CPU_ANNOTATION_CPUS,)
-    ):
-        if not cpus or cpus - _SPARE_CPUS - first * annotation_cpus >= least:
-            break
-    else:
-        fits = max(1, min(fits, int((cpus - TASK_CPUS - least) / annotation_cpus + 1e-6)))
-    annotate = Pool.of(resources.annotation_actors, fits, follows=follows)
-    left = cpus - _SPARE_CPUS - annotate.first * annotation_cpus
-    if not each and annotate.most != annotate.first:
-        left *= _SHARE_AT_FIRST
-    if face_gpus:
-        faces = min(faces, int((gpus - annotate.first * each) / face_gpus + 1e-6))
-    face = Pool.of(resources.face_actors, max(1, min(faces, int(left))), follows=follows)
-    return Pools(face, annotate, each, face_gpus, annotation_cpus)
-
-
-def _default_faces(cpus: int) -> int:
-    """Face actors for so many CPUs: one is left to the annotation stage."""
-    return max(1, cpus - 1)
+_BYTES_TOGETHER = 2_000_000  # of small videos, that a face actor takes at a time
+_LITTLE = 12_000  # bytes a second: a file of no more, for a segment's length, is hardly two
+_MOST_SMALL = 8_000_000  # bytes
+_CALLS_AN_ACTOR = 8  # at least, so that all come to an end at about one time
+_FEW_CALLS = 512  # of which each has an object of its own, and a task of Ray's that looks at it
 
 
 def annotated(
@@ -305,7 +55,14 @@ def annotated(
     settings = face_settings(
         config, setting.needs, setting.storage, network=any(map(_remote, plan.todo.parts()))
     )
-    dataset = faces_found(_videos(plan.todo, pools.faces.foreseen), settings, pools)
+    together = small_together(plan.todo, pools.faces.foreseen, config)
+    if together and plan.todo.num_rows <= together * _FEW_CALLS and not settings.network:
+        dataset = _by_face_actors(
+            _videos(plan.todo, together), settings, pools, together, plans=True
+        )
+    else:
+        videos = _videos(plan.todo, _videos_per_block(plan.todo.num_rows, pools.faces.foreseen))
+        dataset = faces_found(videos, settings, pools, together or 1)
     dataset = annotations_made(
         dataset,
         config,
@@ -353,10 +110,20 @@ def faces_found(
         compute=tasks,
         num_cpus=TASK_CPUS,
     )
-    return _in_blocks_of(segments_per_block, planned, tasks).map_batches(
+    segments = _in_blocks_of(segments_per_block, planned, tasks)
+    return _by_face_actors(segments, settings, pools, segments_per_block, plans=False)
+
+
+def _by_face_actors(
+    rows: Dataset, settings: FaceSettings, pools: Pools, at_a_time: int, *, plans: bool
+) -> Dataset:
+    """plans: rows are videos, whose headers the actors' children read as well: where all are small, few and
+    local, that is done before a worker for it has started."""
+    return rows.map_batches(
         FaceActor,
         fn_constructor_args=(settings,),
-        batch_size=segments_per_block,
+        fn_constructor_kwargs={"plans": plans},
+        batch_size=at_a_time,
         batch_format="pyarrow",
         compute=pools.faces.strategy(),
         num_cpus=1,
@@ -394,6 +161,7 @@ def annotations_made(
                 "cuda" if pools.gpus else "cpu",
                 revisions,
                 {ENDPOINT_KEY: key} if (key := os.environ.get(ENDPOINT_KEY)) else {},
+                own_process=True,
             ),
         ),
         batch_size=segments_per_call,
@@ -408,6 +176,28 @@ def _tasks_beside(pools: Pools) -> TaskPoolStrategy:
     """So many tasks at a time. They are short, and each worker of theirs starts with seconds of imports:
     by the sliver of a CPU that they ask for, Ray would start tens, before the first face is looked for."""
     return TaskPoolStrategy(size=-(-pools.faces.foreseen // _FACES_PER_TASK))
+
+
+def small_together(todo: Shards, actors: int, config: Config) -> int | None:
+    """Segments of small videos that face actors take at a time: what Ray does for a call takes a tenth of a
+    second of processor time, wherever it does it. A divisor of a commit's, so that commits are as large as
+    asked for; None where some are of unknown size, or large: they may be several segments, which go one by
+    one."""
+    largest = min(_MOST_SMALL, config.decode.segment_seconds * _LITTLE)
+    videos, size = 0, 0
+    for part in todo.parts():
+        sizes = part.filter(pc.is_null(part["missing"]))["size"]
+        if not len(sizes):
+            continue
+        least, most = pc.min_max(sizes, skip_nulls=False).as_py().values()
+        if not least or most > largest:
+            return None
+        videos += len(sizes)
+        size += pc.sum(sizes).as_py()
+    commit = config.resources.segments_per_commit
+    fair = videos // (actors * _CALLS_AN_ACTOR)
+    wanted = max(1, min(fair, _BYTES_TOGETHER * videos // max(size, 1)))
+    return max(n for n in range(1, commit + 1) if n <= wanted and commit % n == 0)
 
 
 def _segments_per_call(setting: Setting, pools: Pools) -> int:
@@ -432,10 +222,13 @@ def _remote(todo: pa.Table) -> bool:
     return any(pc.any(pc.match_substring(column, "://")).as_py() for column in uris)
 
 
-def _videos(todo: Shards, faces: int) -> Dataset:
+def _videos_per_block(videos: int, faces: int) -> int:
+    blocks = max(1, min(2 * faces, videos), -(-videos // _VIDEOS_PER_BLOCK))
+    return -(-videos // blocks)
+
+
+def _videos(todo: Shards, size: int) -> Dataset:
     """In blocks that Ray's object store holds, and not this process."""
-    blocks = max(1, min(2 * faces, todo.num_rows), -(-todo.num_rows // _VIDEOS_PER_BLOCK))
-    size = -(-todo.num_rows // blocks)
     refs = [
         ray.put(part.slice(at, size).combine_chunks())
         for part in todo.parts()
@@ -444,8 +237,15 @@ def _videos(todo: Shards, faces: int) -> Dataset:
     return ray.data.from_arrow_refs(refs)  # type: ignore[arg-type]
 
 
+_planner: SegmentPlanner | None = None
+"""Of this worker: its child, which reads headers, serves one task after the other."""
+
+
 def plan_segments(videos: pa.Table, settings: FaceSettings) -> pa.Table:
-    return SegmentPlanner(settings)(videos)
+    global _planner
+    if _planner is None or _planner.settings != settings:
+        _planner = SegmentPlanner(settings)
+    return _planner(videos)
 
 
 def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) -> pa.Table:
@@ -468,6 +268,8 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
         {
             "video_id": row["video_id"],
             "segment": row["segment"],
+            "n_segments": row["n_segments"],
+            "size": row["size"],
             "state": segment_state(row),
             "reason": row["reason"],
             "attempt": row["attempt"],
@@ -486,8 +288,3 @@ def write_segments(segments: pa.Table, lake: Lake, run: RunStamp, fence: Fence) 
         for k, row in enumerate(rows)
     ]
     return pa.Table.from_pylist(told, COMMITTED_ROW)
-
-
-def _cores() -> int:
-    """CPUs this process may use (a container's share, where affinity shows it)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,15 +11,9 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from emolake.jobs.graph.flow import (
-    TASK_CPUS,
-    Pools,
-    annotations_made,
-    face_settings,
-    faces_found,
-    pool_sizes,
-    start_ray,
-)
+from emolake.jobs.graph.flow import annotations_made, face_settings, faces_found
+from emolake.jobs.graph.pools import TASK_CPUS, Pools, pool_sizes
+from emolake.jobs.graph.start import start_ray, stop_ray
 from emolake.pipeline.config import Config, ResourcesConfig, WindowsConfig
 from emolake.pipeline.evaluation.labelled import LabelledTable, Part
 from emolake.pipeline.faces.needs import Needs
@@ -40,7 +34,7 @@ def running_ray(resources: ResourcesConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        stop_ray()
 
 
 def annotated_table(
@@ -57,7 +51,7 @@ def annotated_table(
     evaluation.corruptions by name, done to the pictures first; on_device: as `pool_sizes` takes it;
     revisions: as `annotations_made` does."""
     with running_ray(config.resources):
-        pools = pool_sizes(config.resources, on_device=on_device)
+        pools = pool_sizes(config.resources, on_device=on_device, rows=_blocks(table))
         faces = _faces(table, config, needs, pools, corruption)
         made = annotations_made(faces, config, pools, _rows_per_block(table), revisions)
         yield from _by_row(
@@ -75,7 +69,8 @@ def windows_of_table(
     windows = WindowsConfig(window_seconds=_WHOLE_VIDEO_S, frames_per_window=frames)
     config = Config(windows=windows)
     with running_ray(config.resources):
-        faces = _faces(table, config, needs, pool_sizes(config.resources))
+        pools = pool_sizes(config.resources, rows=_blocks(table))
+        faces = _faces(table, config, needs, pools)
         columns = ["video_id", "windows", "reason", "detail"]
         yield from _by_row(faces.select_columns(columns, num_cpus=TASK_CPUS))
 
@@ -98,6 +93,10 @@ def _faces(
         num_cpus=TASK_CPUS,
     )
     return faces_found(videos, settings, pools, _rows_per_block(table))
+
+
+def _blocks(table: LabelledTable) -> int:
+    return -(-len(table) // _rows_per_block(table))
 
 
 def _rows_per_block(table: LabelledTable) -> int:

@@ -14,7 +14,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from emolake.jobs.graph.flow import start_ray
+from emolake.jobs.graph.start import start_ray, stop_ray
 from emolake.pipeline.config import ResourcesConfig
 from emolake.pipeline.errors import JobFailed, in_a_line
 from emolake.pipeline.learning.config import TuneConfig
@@ -52,7 +52,7 @@ def trained(config: TuneConfig, output: Path, say: Callable[[str], None]) -> dic
     except ray.train.TrainingFailedError as error:
         raise JobFailed(f"training failed: {in_a_line(error)[-500:]}") from None
     finally:
-        ray.shutdown()
+        stop_ray()
     told: dict[str, Any] = json.loads((output / _RESULT).read_text())
     return told
 

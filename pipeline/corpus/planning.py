@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.pipeline.config import Config
 from emolake.pipeline.errors import PASSING_REASONS, UserError
@@ -113,6 +114,36 @@ def _todo(
         else:
             skipped["failed before" if state.state == "failed" else "done"] += 1
     return pa.Table.from_pylist(rows, VIDEO_ROW)
+
+
+def left_of(todo: Shards, ledger: Shards, run_id: str, lease: int) -> Shards:
+    """What of a run's plan (schema.VIDEO_ROW) it has not committed yet. ledger: see `ledger_shards`; lease:
+    the run's first, since another may have had its id."""
+    left = Shards(VIDEO_ROW)
+    for planned, rows in together(todo, ledger):
+        committed: dict[str, dict[int, set[int]]] = {}
+        for row in of_run(rows, run_id, lease).to_pylist():
+            cut = committed.setdefault(row["video_id"], {})
+            cut.setdefault(row["n_segments"], set()).add(row["segment"])
+        kept = []
+        for video in planned.to_pylist():
+            if video["video_id"] in committed:
+                done = committed[video["video_id"]]
+                whole = video["segments"] is None  # however many it was believed to have
+                count = max(done) if whole else video["n_segments"]
+                wanted = range(count) if whole else video["segments"]
+                missing = sorted({*wanted} - done.get(count, set()))
+                video |= {"segments": missing, "n_segments": count}
+            if video["segments"] != []:
+                kept.append(video)
+        left.add(pa.Table.from_pylist(kept, VIDEO_ROW))
+    return left
+
+
+def of_run(rows: pa.Table, run_id: str, lease: int) -> pa.Table:
+    """The ledger rows that a run has committed since it took a lease."""
+    since = pc.greater_equal(pc.fill_null(rows["lease"], 0), lease)
+    return rows.filter(pc.and_(pc.equal(rows["run_id"], run_id), since))
 
 
 def _retryable(state: VideoState, max_attempts: int, retry_failed: bool) -> list[int]:

@@ -129,12 +129,22 @@ class Lease:
                 f"{lake.uri} lies in a store that writes over what is there though it is asked not to "
                 "(If-None-Match): two runs could not be kept apart; choose another store"
             )
-        lake.remove(_path(lake, old) for old in range(max(number - 8, 0), number))
+        _clear_below(lake, number)
         return cls(lake, number, mine)
 
     @property
     def fence(self) -> Fence:
         return Fence(self.lake, self.number)
+
+    def renew(self) -> None:
+        """Takes the next number: what still carries the fence of this one, such as a task that has outlived
+        its stage, writes no more. LeaseLost where another run was faster."""
+        if create_exclusively(
+            self.lake.fs, _path(self.lake, self.number + 1), _encoded(self._holder)
+        ):
+            self.number += 1
+        self.fence()
+        _clear_below(self.lake, self.number)
 
     def release(self) -> None:
         """Gives the output back; harmless if the lease was lost, or if the output cannot be written
@@ -142,8 +152,12 @@ class Lease:
         self._stop.set()
         self._thread.join(timeout=10)
         with suppress(OSError):
-            highest, _ = _current(self.lake)
-            if highest == self.number:
+            highest, told = _current(self.lake)
+            # Who was interrupted while it took the next number may have it all the same.
+            holder, mine = _parsed(told), self._holder
+            also_mine = holder is not None and replace(holder, beats=0) == replace(mine, beats=0)
+            if highest == self.number or also_mine:
+                self.number = highest
                 self._write(replace(self._holder, released=True))
 
     def _beat(self) -> None:
@@ -192,6 +206,10 @@ def _in_use(
             there = _parsed(now)
             return number != highest or there is None or not there.released
     return False
+
+
+def _clear_below(lake: Lake, number: int) -> None:
+    lake.remove(_path(lake, old) for old in range(max(number - 8, 0), number))
 
 
 def _whose(lake: Lake) -> str:

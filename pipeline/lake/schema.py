@@ -387,9 +387,10 @@ COMMITTED_ROW = pa.schema(
         *_columns(
             ("video_id", pa.string()),
             ("segment", pa.int32()),
+            ("n_segments", pa.int32()),
             ("state", pa.string()),
         ),
-        *_maybe(("reason", pa.string())),
+        *_maybe(("size", pa.int64()), ("reason", pa.string())),
         *_columns(
             ("attempt", pa.int32()),
             ("n_tracks", pa.int32()),

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from emolake.pipeline.models.catalog import (
     CARD,
@@ -67,7 +68,7 @@ def load_network(
 
     Parameters get their storage from the files alone, so a large model takes its own size once.
     """
-    with empty_parameters():
+    with empty_parameters(), no_init_weights():
         network = make()
     dtypes = weight_dtypes(network, chosen(precision, device))
     fill_from_files(network, weight_files(folder), torch.device(device), dtypes)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from emolake.pipeline.errors import UserError, in_a_line
+from emolake.pipeline.errors import SESSION, UserError, in_a_line
 
 _CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
@@ -27,12 +27,19 @@ _HOSTLESS = re.compile(r"(?:ftps?|ftp\+ssl|sftp|ssh|smb|webhdfs|hdfs)://", re.IG
 """Whose file systems tell paths without the host."""
 _SIGNATURE = re.compile(r"([a-z0-9_-]*-)?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE)
 _SECRET = re.compile(
-    r"((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|x-[a-z]+-security)"
+    r"x-([a-z]+-)*token|((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|x-[a-z]+-security)"
     r"[-_]?)?token|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|((client|app)[-_]?)?secret"
     r"|auth|authorization|(access|auth|api|account|secret|subscription|master|private)[-_]?key"
     r"|[a-z-]*credential",
     re.IGNORECASE,
 )
+_SESSION = re.compile(SESSION, re.IGNORECASE)
+"""As servers name theirs; any other session may be what a video shows."""
+_ALWAYS = [_SECRET, _SIGNATURE, _SESSION]
+_OF_A_PATH = re.compile(r";([^;/=]+)=[^;/]*")
+"""A parameter that stands in a URL's path (RFC 3986, 3.3)."""
+_WITHIN = re.compile(r"(?:^[!/]+|[#?][#?!/]*)([^#?!/=]+)=")
+"""A parameter of a fragment, or of an address, that stands in a value; folders may be called `st=ny`."""
 _SIGNING = re.compile(
     r"x-(amz|goog|oss|obs|cos|tos)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
     re.IGNORECASE,
@@ -132,19 +139,43 @@ def is_no_name(uri: str) -> bool:
 
 
 def unsigned(uri: str) -> str:
-    """A URI without what lets one in: of a server's the user's name and password, and of a URL's query what
-    is secret by its name, and what signs it, since the same object's next signature is another."""
+    """A URI without what lets one in: of a server's the user's name and password, and of a URL's path, query
+    and fragment what is secret by its name, and what signs it, since the same object's next signature is
+    another."""
     return "::".join(map(_unsigned, uri.split("::"))) if _CHAINED.search(uri) else _unsigned(uri)
 
 
 def _unsigned(uri: str) -> str:
     uri = _LOGIN.sub(lambda match: match[1] or match[2], uri)
-    address, _, query = uri.partition("?")
-    if not query or not uri.lower().startswith(_WEB):
+    if not uri.lower().startswith(_WEB):
         return uri
-    names = [part.partition("=")[0] for part in query.split("&")]
-    left_out = [_SECRET, _SIGNATURE]
-    if any(map(_SIGNATURE.fullmatch, names)):
+    address, _, query = uri.partition("?")
+    place, mark, fragment = address.partition("#")
+    names = [match[1] for match in _OF_A_PATH.finditer(place)]
+    place = _OF_A_PATH.sub(
+        lambda match: "" if _is_left_out_of_path(match, _signed(names)) else match[0], place
+    )
+    kept = _kept(fragment, _ALWAYS)
+    address = f"{place}{mark}{kept}" if kept or not fragment else place
+    if not query:
+        return uri if address == uri.partition("?")[0] else address
+    query = _kept(query, _left_out_of(query, address))
+    return f"{address}?{query}" if query else address
+
+
+def _is_left_out_of_path(parameter: re.Match[str], signed: bool) -> bool:
+    if _is_any(parameter[1], [_SESSION]):
+        return True
+    # Where a path ends so, it may be what says which file.
+    names_file = parameter.end() == len(parameter.string) and _A_FILE.search(parameter[0])
+    left_out = [*_ALWAYS, *([_SIGNING] if signed else [])]
+    return _is_any(parameter[1], left_out) and not names_file
+
+
+def _left_out_of(query: str, address: str) -> list[re.Pattern[str]]:
+    names = [part.partition("=")[0] for part in re.split("[&;]", query)]
+    left_out = [*_ALWAYS]
+    if _signed(names):
         left_out.append(_SIGNING)
     elif (
         "expires" in map(str.lower, names)
@@ -154,9 +185,22 @@ def _unsigned(uri: str) -> str:
         left_out.append(_EXPIRES)
     if "sig" in map(str.lower, names):
         left_out.append(_AZURE_SIGNING)
-    kept = [
-        part
-        for part, name in zip(query.split("&"), names, strict=True)
-        if not any(pattern.fullmatch(name) for pattern in left_out)
-    ]
-    return f"{address}?{'&'.join(kept)}" if kept else address
+    return left_out
+
+
+def _kept(told: str, left_out: list[re.Pattern[str]]) -> str:
+    """A query, or a fragment, without some parameters, and without what follows one within a value."""
+    kept = ""
+    for separator, part in re.findall(r"(^|[&;])([^&;]*)", told):
+        within = (m.start() for m in _WITHIN.finditer(part) if _is_any(m[1], _ALWAYS))
+        stays = "" if _is_any(part.partition("=")[0], left_out) else part[: next(within, None)]
+        kept += separator + stays if stays or not part else ""
+    return kept if len(kept) == len(told) else kept.lstrip("&;")
+
+
+def _signed(names: list[str]) -> bool:
+    return any(map(_SIGNATURE.fullmatch, names))
+
+
+def _is_any(name: str, patterns: list[re.Pattern[str]]) -> bool:
+    return any(pattern.fullmatch(unquote(name)) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""The face child, except that a name can crash it, hang it or make it eat memory."""
+"""The face child, except that a name can crash it, hang it, make it eat memory or break its device."""
 
 import os
 import signal
@@ -19,6 +19,19 @@ class _PoisonedWorker(face_child._Worker):
         if "exit" in uri:
             sys.exit(7)
         return super().answer(request)
+
+    def _face_stage(self) -> Any:
+        asked, self.device = self.device, "cpu"
+        stage = super()._face_stage()
+        self.device = asked
+        return stage
+
+    def _faces(self, segment: dict[str, Any], *more: Any) -> dict[str, Any]:
+        if "broken-device" in segment["uri"]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if "full-device" in segment["uri"]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super()._faces(segment, *more)
 
     def _source(self, uri: str) -> Any:
         if "memory" in uri:

@@ -1,6 +1,7 @@
 """Whose fault it is when a model fails: a window's, a device's, or the model's own."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.corpus.segments import pictures_row, without_faces
-from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.errors import DeviceFailed, JobFailed, UserError
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, VIDEO_ROW
 
@@ -68,9 +69,29 @@ def test_a_window_the_model_cannot_take_costs_its_segment_alone(model: Invented)
 )
 def test_a_broken_device_is_the_jobs_matter(model: Invented, error: Exception) -> None:
     model.raises = lambda word: error if word == "bad" else None
-    with pytest.raises(JobFailed, match=r"the device of \S+ failed: .*; mend it") as told:
+    with pytest.raises(DeviceFailed, match=r"the device of \S+ failed: ") as told:
         AnnotationActor(ON_CPU)(said("fine", "bad"))
     assert "\n" not in str(told.value)
+
+
+def test_a_device_that_breaks_while_models_load_is_told_from_a_model(
+    model: Invented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise UserError("model m does not take a crop: CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(annotation_actor, "load_annotator", breaks)
+    with pytest.raises(UserError):
+        AnnotationActor(ON_CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(DeviceFailed, match="illegal memory access"):
+        AnnotationActor(replace(ON_CPU, device="cuda"))
+
+
+def test_an_endpoints_device_is_not_ours(model: Invented) -> None:
+    model.raises = lambda word: OSError("500: CUDA error: device-side assert triggered")
+    (row,) = AnnotationActor(ON_CPU)(said("bad")).to_pylist()
+    assert row["reason"] == "model_error"
 
 
 def test_memory_that_runs_out_is_the_batchs_matter(model: Invented) -> None:

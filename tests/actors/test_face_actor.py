@@ -10,18 +10,18 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from emolake.actors import face_child
+from emolake.actors import face_actor, face_child
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner, _as_json
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import segment_rows
-from emolake.pipeline.errors import JobFailed
+from emolake.pipeline.errors import DeviceFailed, JobFailed
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
 from emolake.pipeline.video.decode import VideoInfo
@@ -55,17 +55,18 @@ def run(actor: SegmentPlanner | FaceActor, table: pa.Table) -> list[dict[str, An
 
 
 @pytest.fixture
-def planner() -> SegmentPlanner:
-    planner = SegmentPlanner(settings(segment_timeout_seconds=20))
-    planner.decoder.module = POISON
-    return planner
+def poisoned(monkeypatch) -> None:
+    monkeypatch.setattr(face_actor, "_CHILD", POISON)
 
 
 @pytest.fixture
-def actor() -> FaceActor:
-    actor = FaceActor(settings(segment_timeout_seconds=20, timeout_per_video_second=0))
-    actor.decoder.module = POISON
-    return actor
+def planner(poisoned) -> SegmentPlanner:
+    return SegmentPlanner(settings(segment_timeout_seconds=20))
+
+
+@pytest.fixture
+def actor(poisoned) -> FaceActor:
+    return FaceActor(settings(segment_timeout_seconds=20, timeout_per_video_second=0))
 
 
 def test_a_portrait_gives_one_track_with_its_windows(demo_videos) -> None:
@@ -101,9 +102,8 @@ def test_poison_costs_its_own_segment_only(
     assert [row["frames_seen"] > 0 for row in found] == [True, False, True]
 
 
-def test_a_hanging_decoder_is_stopped_at_its_timeout(demo_videos, tmp_path) -> None:
+def test_a_hanging_decoder_is_stopped_at_its_timeout(poisoned, demo_videos, tmp_path) -> None:
     planner = SegmentPlanner(settings(segment_timeout_seconds=1))
-    planner.decoder.module = POISON
     hang = shutil.copy(demo_videos / "no_face.mp4", tmp_path / "hang.mp4")
     planner(videos(demo_videos / "no_face.mp4"))  # the start of the child is not what is timed
     started = time.monotonic()
@@ -191,6 +191,19 @@ def test_a_child_that_dies_tells_how_and_the_next_request_has_a_new_one() -> Non
     assert child.pid is None
 
 
+def test_whoever_is_interrupted_leaves_no_answer_to_the_next_who_asks() -> None:
+    child = Child(POISON)
+    child.ask(settings().message(finds_faces=False), 60)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            child.ask(b'{"probe": "hang", "cpu_seconds": 60}', 20)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert child.pid is None
+
+
 def test_the_child_ends_with_its_parent() -> None:
     child = Child(POISON)
     child.ask(settings().message(finds_faces=False), 60)
@@ -234,11 +247,44 @@ def test_a_child_has_only_so_much_processor_time() -> None:
     assert in_a_process(spin).returncode == -signal.SIGXCPU
 
 
-def test_a_child_that_cannot_start_fails_the_job_and_not_the_videos(demo_videos) -> None:
-    planner = SegmentPlanner(settings())
-    planner.decoder.module = "emolake.actors.no_such_module"
+def test_a_child_that_cannot_start_fails_the_job_and_not_the_videos(
+    monkeypatch, demo_videos
+) -> None:
+    segments = SegmentPlanner(settings())(videos(demo_videos / "portrait.mp4"))
+    monkeypatch.setattr(face_actor, "_CHILD", "emolake.actors.no_such_module")
     with pytest.raises(ChildDied):
-        planner(videos(demo_videos / "portrait.mp4"))
+        SegmentPlanner(settings())(videos(demo_videos / "portrait.mp4"))
+    actor = FaceActor(settings())
+    with pytest.raises(ChildDied):
+        actor(segments)
+
+
+def test_a_face_actor_that_plans_gives_what_planner_and_actor_give(demo_videos, tmp_path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    given = videos(demo_videos / "portrait.mp4", tmp_path / "text.mp4", demo_videos / "no_face.mp4")
+    short = replace(settings(), decode=DecodeConfig(segment_seconds=3))
+    apart, alone = FaceActor(short), FaceActor(short, plans=True)
+    ours, theirs = run(alone, given), run(apart, SegmentPlanner(short)(given))
+    assert [row["reason"] for row in ours] == [None, None, "not_a_video", None, None]
+    for rows in (ours, theirs):
+        for row in rows:
+            del row["face_seconds"], row["bytes_read"]  # what is read ahead of a header varies
+    assert ours == theirs
+    assert run(alone, given.slice(0, 0)) == []
+
+
+def test_an_actors_child_loads_before_there_is_anything_to_ask(demo_videos) -> None:
+    actor = FaceActor(settings())
+    pid = actor.decoder.pid
+    assert pid is not None
+    segments = SegmentPlanner(settings())(videos(demo_videos / "portrait.mp4"))
+    assert run(actor, segments)[0]["tracks"]
+    assert actor.decoder.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    other = FaceActor(settings())
+    assert other.decoder.pid is not None
+    os.kill(other.decoder.pid, signal.SIGKILL)  # while it loads
+    assert run(other, segments)[0]["tracks"], "it is started once more"
 
 
 def test_a_child_has_no_files_of_its_parent(tmp_path) -> None:
@@ -257,6 +303,21 @@ def test_a_detector_that_cannot_be_loaded_fails_the_job_with_its_reason(demo_vid
     segments = SegmentPlanner(lost)(videos(demo_videos / "portrait.mp4"))
     with pytest.raises(JobFailed, match=r"cannot start: faces.weights: /none/here.pth does not"):
         FaceActor(lost)(segments)
+
+
+def test_a_broken_device_is_the_jobs_matter_and_no_videos(
+    poisoned: None, demo_videos: Path, tmp_path: Path
+) -> None:
+    names = ("full-device.mp4", "broken-device.mp4")
+    paths = [Path(shutil.copy(demo_videos / "portrait.mp4", tmp_path / name)) for name in names]
+    full, broken = (SegmentPlanner(settings())(videos(path)) for path in paths)
+    on_device = FaceActor(replace(settings(), device="cuda"))
+    (row,) = run(on_device, full)
+    assert (row["failed"], row["reason"]) == (True, "out_of_memory")
+    with pytest.raises(DeviceFailed, match=r"the device of \S+ failed: CUDA error: an illegal"):
+        on_device(broken)
+    (row,) = run(FaceActor(settings()), broken)
+    assert (row["failed"], row["reason"]) == (True, "decode_error")
 
 
 def test_a_presigned_videos_own_subtitles_are_read_though_no_sidecar_can_be_asked_for(

@@ -51,9 +51,10 @@ class Runs:
         """An environment entry that all processes of these runs have."""
         return f"CHAOS_OUTPUT={self.output}"
 
-    def start(self, *extra: str) -> subprocess.Popen[str]:
+    def start(self, *extra: str, loud: bool = False) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "emolake.jobs", "annotate", str(self.corpus)]
-        command += ["--output", str(self.output), "--quiet", *self.settings, *extra]
+        command += ["--output", str(self.output), *self.settings, *extra]
+        command += [] if loud else ["--quiet"]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

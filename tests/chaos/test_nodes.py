@@ -83,3 +83,31 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_costs_no_row(
     assert ledgers[0] == ledgers[1]
     annotated = [{key[:2] for key in keyed(path)} for path in (runs.output, undisturbed)]
     assert annotated[0] == annotated[1]
+
+
+DECLARED = Path(__file__).with_name("broken_device")
+ONE_CALL = ("--set", "resources.face_actors=1")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("broken", [1, 2], ids=["one of two", "both"])
+def test_a_broken_device_costs_its_node_and_no_row(
+    segments: Path, undisturbed: Path, tmp_path: Path, cluster: Cluster, broken: int
+) -> None:
+    for k in range(2):
+        env = {"PYTHONPATH": str(DECLARED)} | ({"EMOLAKE_TEST_BROKEN": "1"} if k < broken else {})
+        cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY, env_vars=env)
+    cluster.wait_for_nodes()
+    runs = Runs(
+        segments, tmp_path / "output", (*SETTINGS, *ONE_CALL), {"RAY_ADDRESS": cluster.address}
+    )
+    process = runs.start(loud=True)
+    _, error = process.communicate(timeout=600)
+    assert error.count("its actors start anew") == 2 * broken, error
+    if broken == 1:
+        assert process.returncode == 0, error
+        assert "the run goes on without this node's GPUs" in error
+        assert_promise(runs.output, undisturbed)
+    else:
+        assert process.returncode == 1, error
+        assert "no node with a GPU is left" in error.splitlines()[-1]

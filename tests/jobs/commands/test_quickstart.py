@@ -96,7 +96,9 @@ def answer_all(
 def test_the_readme_leads_from_clone_to_report_in_two_commands(clone: Path) -> None:
     first = blocks(ROOT / "README.md")[0]
     assert len(first.strip().splitlines()) == 2
-    assert "opened" in typed(first, clone)
+    told = typed(first, clone)
+    assert "opened" in told
+    assert all(f" {seen} " in told for seen in ("neutral", "surprise", "anger", "happiness"))
     assert "<svg" in (clone / "demo" / "report.html").read_text()
 
 

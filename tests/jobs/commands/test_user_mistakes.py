@@ -54,6 +54,7 @@ TABLE = "instruct table {g}/labels.parquet --output {g}/o.jsonl"
 CASES = [
     ("", "COMMAND"),
     ("annotat", "invalid choice: 'annotat'"),
+    ("bench scenes --scenes 0", "--scenes 0"),
     ("annotate {g}/videos", "--output"),
     ("annotate --output {g}/out", "INPUT"),
     (f"annotate {VIDEOS} --colour red", "--colour"),

@@ -14,10 +14,9 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
-import ray
 
 from emolake.jobs.cli import main
-from emolake.jobs.graph.flow import start_ray
+from emolake.jobs.graph.start import start_ray, stop_ray
 from emolake.pipeline.config import ResourcesConfig
 from emolake.pipeline.lake.layout import Lake
 from emolake.pipeline.lake.lease import Lease
@@ -85,7 +84,7 @@ def week(s3: S3, demo_videos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     try:
         yield Week(s3, clips)
     finally:
-        ray.shutdown()
+        stop_ray()
 
 
 def test_seven_nights(week: Week) -> None:

@@ -1,7 +1,6 @@
 """What a run holds of a cluster, and what is said where that is more than there is."""
 
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +10,24 @@ from ray.cluster_utils import Cluster
 from ray.data._internal.logical.optimizers import get_execution_plan
 
 from emolake.jobs.graph import flow
-from emolake.jobs.graph.flow import TASK_CPUS, Held, Pool, Pools, pools_for, segments_that_fit
+from emolake.jobs.graph.flow import segments_that_fit
 from emolake.jobs.graph.labelled import running_ray
+from emolake.jobs.graph.pools import (
+    TASK_CPUS,
+    Held,
+    Pool,
+    Pools,
+    cpus_wanted,
+    pool_sizes,
+    pools_for,
+)
 from emolake.pipeline.config import Config, DecodeConfig, ResourcesConfig
-from emolake.pipeline.errors import UserError
+from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.faces.align import CropSpec
 from emolake.pipeline.faces.needs import CropView, Needs
+from emolake.pipeline.lake.schema import VIDEO_ROW
 from emolake.pipeline.storage.files import Storage
+from emolake.pipeline.storage.shards import Shards
 from tests.conftest import Emolake, read_rows
 
 
@@ -62,6 +72,47 @@ def test_a_cluster_of_its_head_alone_is_asked_for_one_of_each_and_grows() -> Non
 def test_pools_of_one_machine_keep_their_size() -> None:
     pools = pools_for(ResourcesConfig(), 9, 0, 7)
     assert (pools.faces, pools.annotate) == (fixed(7), fixed(1))
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "faces", "annotate"),
+    [
+        (2, 1, fixed(1), fixed(1)),
+        (1, 300, fixed(1), fixed(1)),
+        (2, 300, fixed(2), fixed(1)),
+        (16, 3, fixed(3), Pool(1, 1, 4)),
+        (64, 1000, fixed(64), Pool(1, 1, 16)),
+        (64, None, fixed(64), Pool(1, 1, 16)),
+    ],
+)
+def test_one_machine_uses_all_its_cores_and_starts_no_more_than_there_is_work(
+    monkeypatch, cores: int, rows: int | None, faces: Pool, annotate: Pool
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("emolake.jobs.graph.pools._cores", lambda: cores)
+    told = {"CPU": float(cpus_wanted(ResourcesConfig()))}
+    monkeypatch.setattr("emolake.jobs.graph.pools.ray.cluster_resources", lambda: told)
+    pools = pool_sizes(ResourcesConfig(), rows=rows, small=True)
+    assert (pools.faces, pools.annotate) == (faces, annotate)
+    for once in ({"small": False}, {"small": True, "on_device": False}):
+        assert pool_sizes(ResourcesConfig(), rows=rows, **once).annotate == fixed(1)
+    asked = ResourcesConfig(face_actors=5, annotation_actors=2)
+    told = {"CPU": float(cpus_wanted(asked))}
+    assert pool_sizes(asked, rows=rows).faces == fixed(5), "what is asked for stands"
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "faces"), [(4, 4, 3), (8, 8, 5), (16, 1, 16), (16, 8, 10)]
+)
+def test_gpus_of_one_machine_leave_half_its_cores_to_faces(
+    monkeypatch, cores: int, gpus: int, faces: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("emolake.jobs.graph.pools._cores", lambda: cores)
+    told = {"CPU": float(cpus_wanted(ResourcesConfig())), "GPU": float(gpus)}
+    monkeypatch.setattr("emolake.jobs.graph.pools.ray.cluster_resources", lambda: told)
+    pools = pool_sizes(ResourcesConfig())
+    assert (pools.faces.most, pools.annotate) == (faces, fixed(gpus))
 
 
 def test_what_is_asked_for_stands_and_the_rest_follows() -> None:
@@ -123,36 +174,40 @@ def test_pools_that_a_cluster_does_not_hold_are_told_with_the_sum(
 
 
 def test_a_cluster_that_may_grow_is_waited_for(monkeypatch) -> None:
-    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("emolake.jobs.graph.pools.ray.cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
     asked = ResourcesConfig(face_actors=60)
     with pytest.raises(UserError, match="this cluster has 4; ask for fewer"):
-        flow.pool_sizes(asked)
+        pool_sizes(asked)
     monkeypatch.setenv("RAY_CLUSTER_NAME", "as KubeRay says")
     said: list[str] = []
-    assert flow.pool_sizes(asked, said.append).faces == fixed(60)
+    assert pool_sizes(asked, said.append).faces == fixed(60)
     (line,) = said
     assert line.endswith("this cluster has 4: the run waits until it grows")
 
 
 def test_one_machine_whose_gpu_cannot_hold_both_stages_is_told_so(monkeypatch) -> None:
-    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 1.0})
+    monkeypatch.setattr(
+        "emolake.jobs.graph.pools.ray.cluster_resources", lambda: {"CPU": 32.0, "GPU": 1.0}
+    )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"want 1.25 GPUs \(1 face actors x 0.25 \+ 1 annotation"):
-        flow.pool_sizes(ResourcesConfig(gpus_per_face_actor=0.25, face_actors=1))
+        pool_sizes(ResourcesConfig(gpus_per_face_actor=0.25, face_actors=1))
     shared = ResourcesConfig(gpus_per_face_actor=0.25, gpus_per_annotation_actor=0.5)
-    assert flow.pool_sizes(shared).annotate == fixed(1)
+    assert pool_sizes(shared).annotate == fixed(1)
 
 
 def test_a_run_whose_models_are_elsewhere_leaves_the_gpus_to_others(monkeypatch) -> None:
-    monkeypatch.setattr(flow.ray, "cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0})
-    pools = flow.pool_sizes(ResourcesConfig(), on_device=False)
-    assert (pools.annotate, pools.gpus) == (fixed(1), 0.0)
+    monkeypatch.setattr(
+        "emolake.jobs.graph.pools.ray.cluster_resources", lambda: {"CPU": 32.0, "GPU": 8.0}
+    )
+    pools = pool_sizes(ResourcesConfig(), on_device=False)
+    assert (pools.annotate.first, pools.gpus) == (1, 0.0)
     faces = ResourcesConfig(gpus_per_face_actor=0.25, face_actors={"max": 99})
-    monkeypatch.setattr(flow, "_default_faces", lambda _: 31)
-    assert flow.pool_sizes(faces, on_device=False).faces.first == 30, "those are theirs"
-    assert flow.pool_sizes(ResourcesConfig()).annotate == fixed(8)
+    monkeypatch.setattr("emolake.jobs.graph.pools._cores", lambda: 31)
+    assert pool_sizes(faces, on_device=False).faces.first == 30, "those are theirs"
+    assert pool_sizes(ResourcesConfig()).annotate == fixed(8)
 
 
 def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
@@ -166,10 +221,57 @@ def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
     assert segments_that_fit(50e6, Config(), Needs(transcript=True)) == 16
 
 
+def test_small_videos_go_together_as_long_as_all_actors_have_enough_to_do() -> None:
+    def together(
+        *sizes: int | None, actors: int = 2, missing: str | None = None, **resources: int
+    ) -> int | None:
+        row = {"video_id": "v", "uri": "v", "corpus": "c", "attempt": 1}
+        rows = [row | {"size": s, "missing": None if s else missing} for s in sizes]
+        todo = Shards.of(VIDEO_ROW, [pa.Table.from_pylist(rows, VIDEO_ROW)])
+        return flow.small_together(todo, actors, Config(resources=ResourcesConfig(**resources)))
+
+    clip = 300_000
+    assert together(*[clip] * 300) == 4
+    assert together(*[clip] * 300, segments_per_commit=9) == 3, "commits are whole calls"
+    assert together(*[clip] * 300, segments_per_commit=4) == 4
+    assert together(*[clip] * 300, actors=16) == 2
+    assert together(*[clip] * 10) == 1
+    assert together(*[clip] * 9999, 3_000_000_000) is None, "calls would be full of its segments"
+    assert together(*[clip] * 299, None) is together(*[clip] * 299, 0) is None
+    assert together(*[clip] * 299, None, missing="not_found") == 4
+    assert together() == 1
+    seconds = Config(decode=DecodeConfig(segment_seconds=1))
+    todo = Shards.of(VIDEO_ROW, [pa.Table.from_pylist([{"size": clip}] * 300, VIDEO_ROW)])
+    assert flow.small_together(todo, 2, seconds) is None, "one video is many segments"
+
+
+def test_one_child_reads_the_headers_of_all_that_a_worker_plans(demo_videos: Path) -> None:
+    settings = flow.face_settings(Config(), Needs(), Storage(), network=False)
+    children = set()
+    for name in ("portrait", "no_face"):
+        row = {
+            "video_id": name,
+            "uri": str(demo_videos / f"{name}.mp4"),
+            "corpus": "c",
+            "attempt": 1,
+        }
+        (segment,) = flow.plan_segments(
+            pa.Table.from_pylist([row], VIDEO_ROW), settings
+        ).to_pylist()
+        assert segment["duration_s"] > 0
+        assert flow._planner is not None
+        children.add(flow._planner.decoder.pid)
+    assert len(children) == 1
+    other = replace(settings, network=True)
+    flow.plan_segments(pa.Table.from_pylist([row], VIDEO_ROW), other)
+    assert flow._planner.settings == other
+    flow._planner.decoder.stop()
+
+
 def test_what_a_run_holds_follows_its_pools(monkeypatch) -> None:
     clock, alive = [0.0], [0]
-    monkeypatch.setattr(flow.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(flow, "_actors_of", lambda _: alive[0])
+    monkeypatch.setattr("emolake.jobs.graph.pools.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("emolake.jobs.graph.pools._actors_of", lambda _: alive[0])
     held = Held(Pools(Pool(1, 1, None), fixed(2), gpus=1.0, annotation_cpus=0.5))
     for clock[0], alive[0] in ((10.0, 4), (20.0, 8), (25.0, 0)):
         held.look()
@@ -181,7 +283,7 @@ def test_what_a_run_holds_follows_its_pools(monkeypatch) -> None:
 def test_no_stage_beside_the_pools_asks_for_a_whole_cpu() -> None:
     asked = ResourcesConfig(face_actors=1)
     with running_ray(asked):
-        pools = flow.pool_sizes(asked)
+        pools = pool_sizes(asked)
         settings = flow.face_settings(Config(), Needs(), Storage(), network=False)
         found = flow.faces_found(ray.data.from_arrow(pa.table({"uri": ["a"]})), settings, pools, 2)
         plan, _ = get_execution_plan(found._logical_plan)
@@ -189,35 +291,6 @@ def test_no_stage_beside_the_pools_asks_for_a_whole_cpu() -> None:
         wants = {stage.name: getattr(stage, "_ray_remote_args", {}) for stage in stages}
     assert [of.get("num_cpus", 0) for of in wants.values()] == [0, TASK_CPUS, 1], wants
     assert list(wants)[1].startswith("MapBatches(plan_segments)->StreamingRepartition")
-
-
-_LISTENING = """
-import psutil, ray
-from emolake.jobs.graph.flow import start_ray
-from emolake.pipeline.config import ResourcesConfig
-
-@ray.remote
-def work() -> None:
-    pass
-
-start_ray(ResourcesConfig(face_actors=1))
-ray.get(work.remote())
-me = psutil.Process()
-for process in [me, *me.children(recursive=True)]:
-    for socket in process.net_connections("inet"):
-        if socket.status == psutil.CONN_LISTEN:
-            print(process.name(), socket.laddr.ip)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray keeps to loopback by itself")
-def test_a_ray_of_its_own_listens_on_loopback_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LISTENING], check=True, capture_output=True, text=True
-    )
-    listening = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
-    assert any("raylet" in name for name, _ in listening)
-    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
 
 
 def test_three_gpus_on_four_cores_start_and_commit_or_say_why(
@@ -241,3 +314,18 @@ def test_three_gpus_on_four_cores_start_and_commit_or_say_why(
     finally:
         cluster.shutdown()
     assert read_rows(tmp_path / "cpus", "annotations")
+
+
+def test_a_run_goes_on_with_the_gpus_that_are_left_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "there")
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    two = ResourcesConfig.model_validate({"annotation_actors": 2, "gpus_per_annotation_actor": 1})
+    assert pool_sizes(two).annotate == fixed(2)
+    assert pool_sizes(two, gpus_aside=1).annotate == fixed(1)
+    with pytest.raises(JobFailed, match="this cluster has 0 that work; the same command resumes"):
+        pool_sizes(two, gpus_aside=2)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    with pytest.raises(UserError, match="the pools want 2 GPUs"):
+        pool_sizes(two)

@@ -276,6 +276,11 @@ def test_two_ways_to_one_file_are_one_video_where_size_and_etag_are_told_too(
         ("https://host/a.mp4?expires=1700000000", "?expires=1700000000"),
         ("https://host/get?md5=x&expires=1700000000", "?md5=x&expires=1700000000"),
         ("https://host/watch?v=dQw4w9WgXcQ", "?v=dQw4w9WgXcQ"),
+        ("https://host/a;v=2/b.mp4?t=1#t=10,20", "?t=1#t=10,20"),
+        ("https://host/clip;auth=1.mp4", ""),
+        ("https://host/a.mp4?", "?"),
+        ("https://host/a.mp4#", ""),
+        ("https://host/a.mp4?token=x#t=10", ""),
         ("s3://bucket/what?Signature=mine.mp4", "?Signature=mine.mp4"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 
 from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import find_videos
-from emolake.pipeline.corpus.planning import Asked, Plan, make_plan
+from emolake.pipeline.corpus.planning import Asked, Plan, left_of, make_plan
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
@@ -38,6 +39,17 @@ def listed(rows: list[dict]) -> Shards:
 
 def video(name: str, uri: str | None = None) -> dict:
     return {"video_id": name, "uri": uri or f"/v/{name.split('@')[0]}.mp4", "size": 10}
+
+
+def test_a_file_that_could_not_be_opened_leaves_all_its_segments(lake: Lake) -> None:
+    now = RunStamp("run-2", "2026-01-31", HASH)
+    commit_segments(
+        lake, [segment("new", failed=True, reason="truncated", windows=0)], now, no_fence
+    )
+    plan = planned(lake, Asked(retry_failed=True))
+    commit_segments(lake, [segment("new", 1, of=4)], now, no_fence)
+    left = left_of(plan.todo, ledger_shards(lake), "run-2", 0)
+    assert ("new", [0, 2, 3], 2) in told(replace(plan, todo=left))
 
 
 @pytest.fixture
@@ -68,6 +80,25 @@ def test_what_is_new_changed_unfinished_or_may_pass_is_done(lake: Lake) -> None:
     plan = planned(lake)
     assert told(plan) == [("k@2", None, 1), ("m", [1], 1), ("q", None, 2), ("new", None, 1)]
     assert (plan.total, plan.repeated) == (14, 2)
+
+
+def test_of_a_plan_that_which_the_run_has_not_committed_is_left(lake: Lake) -> None:
+    plan = planned(lake)
+    now = RunStamp("run-2", "2026-01-31", HASH)
+    rows = [segment("k@2", 1, of=3), segment("m", 1, of=2)]
+    commit_segments(lake, [*rows, segment("q", failed=True, reason="timeout")], now, no_fence)
+    left = left_of(plan.todo, ledger_shards(lake), "run-2", 0)
+    assert told(replace(plan, todo=left)) == [("k@2", [0, 2], 1), ("new", None, 1)]
+    (first, new) = [row for part in left.parts() for row in part.to_pylist()]
+    assert (first["n_segments"], new["n_segments"]) == (3, None)
+    assert told(replace(plan, todo=left_of(plan.todo, ledger_shards(lake), "run-2", 9))) == told(
+        plan
+    ), "another run had its id"
+    everything = planned(lake, Asked(reprocess=True))
+    left = left_of(everything.todo, ledger_shards(lake), "run-2", 0)
+    assert [row[:2] for row in told(replace(plan, todo=left))] == [
+        *((name, None) for name in "abcdefghij"), ("k@2", [0, 2]), ("m", [0]), ("new", None)
+    ]  # fmt: skip
     assert plan.why_done == {"changed": 1, "unfinished": 1, "retry": 1, "new": 1}
     assert plan.why_skipped == {"done": 10}
 

@@ -42,6 +42,41 @@ def test_a_holder_that_slept_too_long_is_fenced_off(tmp_path, monkeypatch) -> No
     awake.fence()
 
 
+def test_a_lease_renewed_fences_off_what_began_under_it(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    mine = Lease.acquire(lake, "mine")
+    before = mine.fence
+    mine.renew()
+    with pytest.raises(LeaseLost):
+        commit_segments(lake, [segment("a")], RUN, before)
+    commit_segments(lake, [segment("a")], RUN, mine.fence)
+    with pytest.raises(UserError, match="in use by run mine"):
+        Lease.acquire(lake, "other")
+    mine.release()
+    other = Lease.acquire(lake, "other")
+    with pytest.raises(LeaseLost):
+        mine.renew()
+    other.fence()
+    other.release()
+
+
+def test_who_is_interrupted_while_it_renews_gives_all_back(tmp_path, monkeypatch) -> None:
+    lake = lake_at(tmp_path)
+    mine = Lease.acquire(lake, "mine")
+
+    def interrupted(*given: object) -> bool:
+        assert files.create_exclusively(*given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lease, "create_exclusively", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mine.renew()
+    monkeypatch.undo()
+    mine.release()
+    Lease.acquire(lake, "other", patient=False).release()
+    assert len(list((tmp_path / "lake" / "_lease").glob("*"))) <= 1
+
+
 def test_a_holder_elsewhere_is_looked_at_and_refused_as_soon_as_it_beats(
     tmp_path, monkeypatch
 ) -> None:

@@ -525,6 +525,7 @@ def two_workers(rank: int, meeting: Path, config: TuneConfig, output: Path) -> N
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
     )
     tune(config, output, lambda _: None)
+    torch.distributed.destroy_process_group()
 
 
 def test_processes_that_train_together_end_with_one_model(tables, tmp_path) -> None:

@@ -1,0 +1,90 @@
+"""When a node is put aside, and when a run ends for want of another."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from emolake.jobs.graph import aside
+from emolake.jobs.graph.aside import Aside
+from emolake.pipeline.errors import JobFailed
+
+RAY_SAYS = """ray.exceptions.RayTaskError(UserCodeException): ray::MapBatches(AnnotationActor)()
+emolake.pipeline.errors.DeviceFailed: the device of host-{0} (node {0}) failed: CUDA error: misaligned address
+
+During handling of the above exception, another exception occurred:
+"""
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    nodes = {"a1": 2.0, "b2": 1.0}
+    monkeypatch.setattr(aside, "_gpus", lambda: nodes)
+    monkeypatch.setattr(Aside, "_take", lambda self, node, gpus: self._keepers.update({node: []}))
+    return nodes
+
+
+@pytest.fixture
+def hours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Between any two looks at the clock."""
+    clock = count(step=1900)
+    monkeypatch.setattr(aside.time, "monotonic", lambda: float(next(clock)))
+    yield
+    monkeypatch.undo()
+
+
+def test_the_third_failure_in_a_row_puts_a_node_aside(gpus: dict[str, float]) -> None:
+    broken = Aside()
+    for node in ("a1", "b2", "a1"):
+        told = str(broken.broke(RAY_SAYS.format(node)))
+        assert told.startswith(f"the device of host-{node} (node {node}) failed: CUDA error: mis")
+        assert told.endswith("; its actors start anew")
+    assert broken.gpus == 0
+    assert "3 times in a row, the run goes on without this node's GPUs" in str(
+        broken.broke(RAY_SAYS.format("a1"))
+    )
+    assert broken.gpus == 2
+    del gpus["a1"]  # it has left the cluster
+    assert broken.gpus == 0
+
+
+def test_a_run_without_a_node_left_ends_and_says_how_it_goes_on(gpus: dict[str, float]) -> None:
+    broken = Aside()
+    for _ in range(3):
+        broken.broke(RAY_SAYS.format("a1"))
+    for _ in range(2):
+        broken.broke(RAY_SAYS.format("b2"))
+    with pytest.raises(
+        JobFailed, match=r"host-b2 .* no node with a GPU is left: .* the same command resumes"
+    ):
+        broken.broke(RAY_SAYS.format("b2"))
+
+
+@pytest.mark.usefixtures("gpus", "hours")
+def test_failures_far_apart_are_none_in_a_row() -> None:
+    broken = Aside()
+    for _ in range(9):
+        assert "start anew" in str(broken.broke(RAY_SAYS.format("a1")))
+
+
+@pytest.mark.usefixtures("gpus")
+def test_other_errors_are_not_a_devices() -> None:
+    assert Aside().broke("emolake.pipeline.errors.JobFailed: model x is another one") is None
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_that_is_gone_has_broken_where_it_worked_before() -> None:
+    gone = "errors.JobFailed: Ray granted a GPU on host-a1 (node a1) and torch sees none there; install"
+    broken = Aside()
+    assert broken.broke(gone) is None
+    broken.broke(RAY_SAYS.format("a1"))
+    assert "torch sees none there; its actors start anew" in str(broken.broke(gone))
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_node_that_is_aside_does_not_break_for_ever() -> None:
+    broken = Aside()
+    for _ in range(3):
+        broken.broke(RAY_SAYS.format("a1"))
+    with pytest.raises(JobFailed, match="though it was left out"):
+        broken.broke(RAY_SAYS.format("a1"))
