@@ -1,8 +1,13 @@
+import itertools
+
 import cv2
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
 from emolake.pipeline.faces.detector import Detections, non_maximum_suppression, pairwise_iou
-from emolake.pipeline.faces.mtcnn import Mtcnn
+from emolake.pipeline.faces.mtcnn import Mtcnn, _MaxPool
 from emolake.pipeline.faces.search import plausible
 
 
@@ -61,3 +66,15 @@ def test_implausible_detections_are_dropped() -> None:
         np.zeros((4, 0), np.float32),
     )
     assert plausible(faces, 0.9).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("overhangs", [False, True])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_maxima_of_rows_and_columns_are_torchs_pooling(kernel: int, overhangs: bool) -> None:
+    ours, theirs = (
+        _MaxPool(kernel, overhangs=overhangs),
+        nn.MaxPool2d(kernel, 2, ceil_mode=overhangs),
+    )
+    for height, width in itertools.product(range(kernel, 9), repeat=2):
+        hidden = torch.randn(2, 5, height, width).to(memory_format=torch.channels_last)
+        assert torch.equal(ours(hidden), theirs(hidden)), (height, width)
