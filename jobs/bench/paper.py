@@ -330,7 +330,7 @@ def _loaded(folder: Path, config: ModelConfig, precision: Precision) -> Callable
 
     def of_emotion_llama(size: int) -> Any:
         window = WindowInput({}, np.zeros((FRAMES, 0), np.float32))
-        clips = Clips([FRAMES] * size, None, None, [None] * size)
+        clips = Clips([FRAMES] * size, None, None, [])
         return annotator.forward(emotion_llama.Given([window] * size, pixels(size), clips))
 
     by_family = {"emola": of_emola, "emotion-llama": of_emotion_llama}

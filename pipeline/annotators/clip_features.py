@@ -32,13 +32,13 @@ Clip = tuple[list[bytes], list[bytes], NDArray[np.int16] | None]
 @dataclass(frozen=True)
 class Clips:
     """What can be made ready without the device. counts: faces of each clip; faces (N, S, S, 3) and frames
-    (B * F, S, S, 3) uint8 of all of them, None where nobody reads them; sounds (n,) int16, None where there
-    is too little."""
+    (B * F, S, S, 3) uint8 of all of them, None where nobody reads them; sounds: those of one length together,
+    (n, samples) int16, and which clips they are of; none where there is too little."""
 
     counts: list[int]
     faces: Tensor | None
     frames: Tensor | None
-    sounds: list[Tensor | None]
+    sounds: list[tuple[list[int], Tensor]]
 
 
 class ClipEncoders:
@@ -65,7 +65,7 @@ class ClipEncoders:
             counts=[len(of_clip) for of_clip, _, _ in clips],
             faces=None if self._face.model is None else self._face.decoded(faces),
             frames=None if self._clip.model is None else self._clip.decoded(chosen),
-            sounds=[self._heard(sound) for _, _, sound in clips],
+            sounds=self._heard([sound for _, _, sound in clips]),
         )
 
     def _spread(self, count: int) -> list[int]:
@@ -76,16 +76,24 @@ class ClipEncoders:
         chosen: list[int] = np.linspace(0, count - 1, wanted).round().astype(int).tolist()
         return chosen
 
-    def _heard(self, sound: NDArray[np.int16] | None) -> Tensor | None:
-        if self._audio.model is None or sound is None or len(sound) < _FEWEST_SAMPLES:
-            return None
-        return for_device(sound, self.device)
+    def _heard(self, sounds: Sequence[NDArray[np.int16] | None]) -> list[tuple[list[int], Tensor]]:
+        """By length, since padding would change what the encoder hears; windows are mostly of one."""
+        if self._audio.model is None:
+            return []
+        of_length: dict[int, list[tuple[int, NDArray[np.int16]]]] = {}
+        for k, sound in enumerate(sounds):
+            if sound is not None and len(sound) >= _FEWEST_SAMPLES:
+                of_length.setdefault(len(sound), []).append((k, sound))
+        return [
+            ([k for k, _ in some], for_device(np.stack([sound for _, sound in some]), self.device))
+            for some in of_length.values()
+        ]
 
     @torch.inference_mode()
     def __call__(self, clips: Clips) -> Tensor:
         """(B, 3, dim) float32: of the faces, of the frames and of the sound."""
-        sounds = torch.stack([self._of_sound(sound) for sound in clips.sounds])
-        return torch.stack([self._of_faces(clips), self._of_frames(clips), sounds], dim=1)
+        told = [self._of_faces(clips), self._of_frames(clips), self._of_sounds(clips)]
+        return torch.stack(told, dim=1)
 
     def _of_faces(self, clips: Clips) -> Tensor:
         if clips.faces is None:
@@ -100,13 +108,17 @@ class ClipEncoders:
         hidden: Tensor = self._clip.model(pixel_values=pixels).last_hidden_state
         return hidden.mean(1).float()
 
-    def _of_sound(self, sound: Tensor | None) -> Tensor:
-        if sound is None:
-            return self._nothing(1)[0]
-        wave = sound.to(self.device, non_blocking=True).float() / 32768
-        wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
-        hidden = self._audio.model(wave[None], output_hidden_states=True).hidden_states
-        return torch.stack(hidden[-_LAYERS:]).sum(0)[0].mean(0).float()
+    def _of_sounds(self, clips: Clips) -> Tensor:
+        told = list(self._nothing(len(clips.counts)))
+        for places, sounds in clips.sounds:
+            waves = sounds.to(self.device, non_blocking=True).float() / 32768
+            spread = (waves.var(1, correction=0, keepdim=True) + 1e-7).sqrt()
+            waves = (waves - waves.mean(1, keepdim=True)) / spread
+            hidden = self._audio.model(waves, output_hidden_states=True).hidden_states
+            features = torch.stack(hidden[-_LAYERS:]).sum(0).mean(1).float()
+            for place, feature in zip(places, features, strict=True):
+                told[place] = feature
+        return torch.stack(told)
 
     def _nothing(self, count: int) -> Tensor:
         return torch.zeros(count, self.dim, device=self.device)

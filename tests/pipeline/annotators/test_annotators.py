@@ -241,20 +241,34 @@ def test_emotion_llama_reads_every_part_of_a_clip(emotion_llama) -> None:
         assert other.scores != first.scores, part
 
 
-def test_emotion_llamas_encoders_of_pictures_see_all_clips_of_a_batch_at_once(
-    emotion_llama,
-) -> None:
+def test_emotion_llamas_encoders_see_all_clips_of_a_batch_at_once(emotion_llama) -> None:
     model, options = emotion_llama
     annotator = load_annotator(str(model), options.model_copy(update={"micro_batch": 4}), "cpu")
     clips = [clip(annotator.needs, transcript=said) for said in ("a surprise", "a surprise", None)]
     alone = [annotator.annotate([one])[0] for one in clips]
     passes: Counter[str] = Counter()
-    for name in ("_face", "_clip"):
+    for name in ("_face", "_clip", "_audio"):
         encoder = getattr(annotator.encoders, name).model
         encoder.register_forward_hook(lambda *_, name=name: passes.update([name]))
     for together, one in zip(annotator.annotate(clips), alone, strict=True):
         assert_close(together, one)
-    assert passes == {"_face": 2, "_clip": 2}, "prompts of two lengths"
+    assert passes == {"_face": 2, "_clip": 2, "_audio": 2}, "prompts of two lengths"
+
+
+def test_emotion_llama_hears_sounds_of_several_lengths_as_alone(emotion_llama) -> None:
+    model, options = emotion_llama
+    annotator = load_annotator(str(model), options.model_copy(update={"micro_batch": 4}), "cpu")
+    sound = np.random.default_rng(2).integers(-9000, 9000, 20_000).astype(np.int16)
+    heard = [sound[:16_000], sound[:399], sound, sound[4_000:]]
+    clips = [clip(annotator.needs, sound=of) for of in heard]
+    passes: list[int] = []
+    annotator.encoders._audio.model.register_forward_hook(
+        lambda _, given, __: passes.append(len(given[0]))
+    )
+    together = annotator.annotate(clips)
+    assert sorted(passes) == [1, 2]
+    for made, one in zip(together, clips, strict=True):
+        assert_close(made, annotator.annotate([one])[0])
 
 
 def test_emotion_llama_says_what_a_clip_had_not(emotion_llama) -> None:
