@@ -10,7 +10,7 @@ from ray._private import state
 from ray.cluster_utils import Cluster
 
 from tests.chaos.harness import SETTINGS, Runs, assert_promise, keyed
-from tests.conftest import read_rows
+from tests.conftest import ROOT, read_rows
 
 MEMORY = 150 * 1024 * 1024
 SLOW = ("--set", "decode.sample_fps=20", "--set", "faces.detect_every_seconds=0")
@@ -95,7 +95,8 @@ def test_a_broken_device_costs_its_node_and_no_row(
     segments: Path, undisturbed: Path, tmp_path: Path, cluster: Cluster, broken: int
 ) -> None:
     for k in range(2):
-        env = {"PYTHONPATH": str(DECLARED)} | ({"EMOLAKE_TEST_BROKEN": "1"} if k < broken else {})
+        env = {"PYTHONPATH": f"{DECLARED}:{ROOT}", "EMOLAKE_TEST_BREAKS": str(tmp_path / "breaks")}
+        env |= {"EMOLAKE_TEST_BROKEN": "1"} if k < broken else {}
         cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY, env_vars=env)
     cluster.wait_for_nodes()
     runs = Runs(
