@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.for-demo
 
-# pip leaves compiling to the first import, which compiles what is used; that has to be kept.
+# Installing leaves compiling to the first import, which compiles what is used; that has to be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ $(BIN)/python:
 $(INSTALLED): EXTRA := dev
 $(FOR_DEMO): EXTRA := demo
 $(INSTALLED) $(FOR_DEMO): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRA)]'
+	$(BIN)/python infra/install.py '.[$(EXTRA)]'
 	touch $@
 
 demo: $(or $(wildcard $(INSTALLED)),$(FOR_DEMO)) ## make a small corpus, annotate it with the embedded model, show the result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
@@ -179,6 +180,10 @@ def _annotate(
                 if (told := aside.broke(str(error))) is None:
                     raise
             progress.say(told)
+            # The actors of the graph that has ended go, and their GPUs are free, when nothing refers to them
+            # any more; the error did, by its traceback.
+            gc.collect()
+            aside.take()
             # Tasks of the graph that has ended may still be at it: as those of a killed run.
             lease.renew()
             ledger = recover(setting.lake, lease.fence)

@@ -16,7 +16,7 @@ from emolake.pipeline.errors import JobFailed
 
 _TRIES = 3
 _IN_A_ROW_S = 3600.0  # a device that broke so long ago has worked since
-_TAKEN_S = 30.0
+_TAKEN_S = 60.0  # Ray lets an actor that it ends have half of that
 _BROKEN = re.compile(r"errors\.DeviceFailed: (the device of \S+ \(node (\w+)\) failed: .+)")
 _GONE = re.compile(
     r"errors\.JobFailed: (Ray granted a GPU on \S+ \(node (\w+)\) and torch sees none there)"
@@ -42,7 +42,7 @@ class Aside:
 
     def broke(self, told: str) -> str | None:
         """What is to be said of an error of Ray's, where a device is its cause and the run may go on; None
-        where none is. JobFailed where no other node has a GPU."""
+        where none is. GPUs are left out from the next `take` on. JobFailed where no other node has one."""
         blamed = _BROKEN.search(told) or _GONE.search(told)
         # A GPU that was never seen is a mistake in how the node was set up.
         if blamed is None or (blamed.re is _GONE and not self._failures.get(blamed[2])):
@@ -59,16 +59,26 @@ class Aside:
             raise JobFailed(
                 f"{failure}; no node with a GPU is left: mend it or take it out, the same command resumes"
             )
-        self._take(node, math.floor(gpus.get(node, 0)))
+        self._keepers[node] = []
         return f"{failure}; {_TRIES} times in a row, the run goes on without this node's GPUs"
 
-    def _take(self, node: str, gpus: int) -> None:
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        keeper = _Keeper.options(num_gpus=1, scheduling_strategy=there)  # type: ignore[attr-defined]
-        self._keepers[node] = [keeper.remote() for _ in range(gpus)]
-        # A GPU that another job holds is taken when that gives it back.
-        up = [taken.__ray_ready__.remote() for taken in self._keepers[node]]
+    def take(self) -> None:
+        """Takes the GPUs of the nodes that are left out, as soon as the actors of the graph that has ended are
+        gone from there."""
+        for node, keepers in self._keepers.items():
+            if not keepers:
+                keepers += _taken(node, math.floor(_gpus().get(node, 0)))
+
+
+def _taken(node: str, gpus: int) -> list[Any]:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    keeper = _Keeper.options(num_gpus=1, scheduling_strategy=there)  # type: ignore[attr-defined]
+    keepers = [keeper.remote() for _ in range(gpus)]
+    # A GPU that another job holds is taken when that gives it back.
+    up = [keeper.__ray_ready__.remote() for keeper in keepers]
+    if up:
         ray.wait(up, num_returns=len(up), timeout=_TAKEN_S)
+    return keepers
 
 
 def _gpus() -> Mapping[str, float]:

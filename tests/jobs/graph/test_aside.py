@@ -20,7 +20,6 @@ During handling of the above exception, another exception occurred:
 def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     nodes = {"a1": 2.0, "b2": 1.0}
     monkeypatch.setattr(aside, "_gpus", lambda: nodes)
-    monkeypatch.setattr(Aside, "_take", lambda self, node, gpus: self._keepers.update({node: []}))
     return nodes
 
 
