@@ -18,15 +18,22 @@ _OF_DEVICE = re.compile(
     re.I,
 )
 _OF_INPUT = re.compile(
-    r"CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM)|CUBLAS_STATUS_NOT_INITIALIZED", re.I
+    r"CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM)|CUBLAS_STATUS_(NOT_SUPPORTED|INVALID_VALUE)"
+    r"|CUDA error: invalid (configuration )?argument|CUBLAS_STATUS_NOT_INITIALIZED",
+    re.I,
 )
-"""Shapes that cuDNN does not do; the other is mostly memory."""
+"""Shapes that no kernel does, on any device; the last is mostly memory."""
 _OF_MEMORY = re.compile(r"out of memory|allocate memory|ALLOC_FAILED", re.I)
 
 
 def is_of_memory(told: str) -> bool:
     """Whether an error's words say that memory ran out, which is the batch's matter."""
     return bool(_OF_MEMORY.search(told))
+
+
+def is_of_library(error: Exception) -> bool:
+    """Whether what computes raised it: onnxruntime's errors are no RuntimeError."""
+    return isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
 
 
 def is_of_device(error: Exception, *, starts: bool = False) -> bool:
@@ -36,7 +43,7 @@ def is_of_device(error: Exception, *, starts: bool = False) -> bool:
 
     told = str(error)
     # An endpoint, and a file's name, may tell of devices too.
-    if not (starts or isinstance(error, RuntimeError)) or is_of_memory(told):
+    if not (starts or is_of_library(error)) or is_of_memory(told):
         return False
     if _OF_INPUT.search(told):
         return False

@@ -115,6 +115,7 @@ class _Decoder:
 
     def _check_device(self, answer: bytes) -> None:
         if self._on_device and answer.startswith(DEVICE_FAILED):
+            self.child.stop()
             raise device_failed(answer.removeprefix(DEVICE_FAILED).decode())
 
     def load(self) -> None:

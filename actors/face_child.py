@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import pyarrow as pa
 
-from emolake.actors.device import DEVICE_FAILED, is_of_device, is_of_memory
+from emolake.actors.device import DEVICE_FAILED, is_of_device, is_of_library, is_of_memory
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import failed_segment, without_faces
 from emolake.pipeline.errors import DeviceFailed, VideoError, in_a_line
@@ -263,7 +263,7 @@ def reason_of(error: Exception) -> dict[str, str]:
         return {"reason": error.reason, "detail": in_a_line(error.detail)}
     if isinstance(error, FileNotFoundError):
         return {"reason": "not_found", "detail": words}
-    of_memory = isinstance(error, RuntimeError) and is_of_memory(words)
+    of_memory = is_of_library(error) and is_of_memory(words)
     if isinstance(error, MemoryError) or of_memory or "allocate memory" in words:
         return {"reason": "out_of_memory", "detail": words or "memory ran out"}
     if isinstance(error, OSError):

@@ -19,13 +19,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from emolake.pipeline.corpus.planning import known_sizes
 from emolake.pipeline.lake.schema import ENDPOINT_USAGE
 from emolake.pipeline.storage.traffic import Traffic, ours
 
 _LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0
 _SMALL_VIDEOS = 16
-_BYTES_A_SEGMENT = 20_000_000  # five minutes of half a megabit, or fewer at more
+_BYTES_A_SEGMENT = 8_000_000  # five minutes of a fifth of a megabit, or fewer at more
 _STDERR = 2
 _SAME_COMMIT_S = 0.2
 """Rows of one commit reach the driver together."""
@@ -42,6 +43,8 @@ class Tally:
     tracks_dropped: int = 0
     windows: int = 0
     video_seconds: float = 0.0
+    untold: Counter[str] = field(default_factory=Counter)
+    """Segments and windows that the ledger alone tells of."""
     states: Counter[str] = field(default_factory=Counter)
     busy: Counter[str] = field(default_factory=Counter)
     workers: dict[str, int] = field(default_factory=dict)
@@ -92,7 +95,9 @@ class Tally:
 
     def told_by(self, ledger: Iterable[pa.Table]) -> None:
         """Counts anew what the ledger tells of the run: of what was committed last, before its stages ended
-        too early, no row of COMMITTED_ROW has come."""
+        too early, no row of COMMITTED_ROW has come. What took how long, and what it cost, is not known of
+        those."""
+        heard = self.segments - self.untold["segments"], self.windows - self.untold["windows"]
         self.segments = self.tracks = self.windows = 0
         self.states.clear()
         for rows in ledger:
@@ -100,6 +105,7 @@ class Tally:
             self.tracks += pc.sum(rows["n_tracks"]).as_py() or 0
             self.windows += pc.sum(rows["n_windows"]).as_py() or 0
             self.states.update(rows["state"].to_pylist())
+        self.untold = Counter(segments=self.segments - heard[0], windows=self.windows - heard[1])
 
     @property
     def start_s(self) -> float | None:
@@ -116,7 +122,9 @@ class Tally:
         """Per stage: rows, busy seconds (summed over its workers), rows per busy second, workers, and
         the part of the time since the start in which a worker was busy (of one, for a stage without
         a pool)."""
-        rows = {"faces": self.segments, "annotate": self.windows, "write": self.segments}
+        segments = self.segments - self.untold["segments"]
+        windows = self.windows - self.untold["windows"]
+        rows = {"faces": segments, "annotate": windows, "write": segments}
         told = {}
         for stage in STAGES:
             busy, workers = self.busy[stage], self.workers.get(stage, 1)
@@ -143,8 +151,9 @@ class Expected:
             )
             shares = pc.fill_null(wanted, 1.0)
             self.videos += part.num_rows
-            self.all_sized &= not part["size"].null_count
-            self._bytes += pc.sum(pc.multiply(shares, part["size"])).as_py() or 0.0
+            sizes = known_sizes(part)
+            self.all_sized &= not sizes.null_count
+            self._bytes += pc.sum(pc.multiply(shares, sizes)).as_py() or 0.0
             self._whole_videos += pc.sum(shares).as_py() or 0.0
 
     @property
@@ -174,8 +183,9 @@ class Progress:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._waits_for = ""
-        self._waits_since = self._told_at = self._began
+        self._told_from = self._told_at = self._began
         self._left = threading.Event()
+        self._teller: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
         if self.quiet:
@@ -186,7 +196,8 @@ class Progress:
             )
             self._live.start()
         else:
-            threading.Thread(target=self._tell, daemon=True).start()
+            self._teller = threading.Thread(target=self._tell, daemon=True)
+            self._teller.start()
         return self
 
     def __exit__(
@@ -196,6 +207,8 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._left.set()
+        if self._teller is not None:
+            self._teller.join(_LOOK_EVERY_S)  # it writes to what is closed below
         if kind is None:
             self._waits_for = ""
         if self._live is not None:
@@ -213,18 +226,24 @@ class Progress:
     def say(self, message: str) -> None:
         """A line of its own, terminal or not."""
         if not self.quiet:
-            self._console.print(message, highlight=False, soft_wrap=True)
+            self.warn(message)
 
-    def waits_for(self, what: str) -> None:
-        """What goes on until the next call or the first segment; told where it takes its time."""
-        self._waits_for, self._waits_since = what, time.monotonic()
+    def warn(self, message: str) -> None:
+        """The same, for what is to be heard of a quiet run too."""
+        self._console.print(message, highlight=False, soft_wrap=True)
+
+    def waits_for(self, what: str, *, soon: bool = True) -> None:
+        """What goes on until the next call or the first segment; told where it takes its time, and not soon
+        where it may end in a mistake, which is to be one line."""
+        self._waits_for = what
+        self._told_from = time.monotonic() + (_LOOK_EVERY_S if soon else _LINE_EVERY_S)
 
     def _tell(self) -> None:
         """Where no terminal redraws it: a line for whatever takes a second, and then every ten."""
         told = ""
         while not self._left.wait(_LOOK_EVERY_S):
             now, what = time.monotonic(), self._waits_for
-            new = what and what != told and now - self._waits_since >= _LOOK_EVERY_S
+            new = what and what != told and now >= self._told_from
             if new or now - self._told_at >= _LINE_EVERY_S:
                 told, self._told_at = what, now
                 print(self._line(), file=self._stream, flush=True)

@@ -70,7 +70,7 @@ class VideoError(EmolakeError):
 SESSION = r"jsessionid|phpsessid|aspsessionid[a-z]*|asp\.net_sessionid"
 """What servers call the session that a URL opens, in any case."""
 _CONFIDENTIAL = (
-    r"(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
+    r"(?:x-amz-|x-goog-)?(?:signature|credentials?|security-token)|bearer|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
     rf"|{SESSION}|authorization|auth|passphrase|(?<=[?&])key|(?:subscription|master|private)[-_]?key"
     r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
     r"(?:token|secret|passw(?:or)?d|pwd|(?:access|auth|api|account|secret)[-_]?key)"

@@ -34,6 +34,7 @@ from emolake.pipeline.lake.recovery import recover, tidy
 from emolake.pipeline.lake.runs import end_run, refuse_other_precision, refuse_other_run, write_run
 from emolake.pipeline.lake.schema import ENDPOINT_USAGE, LISTED_ROW
 from emolake.pipeline.models.served import ServedConfig
+from emolake.pipeline.storage.names import unsigned
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
 
@@ -75,7 +76,8 @@ def run(options: Options) -> int:
 def _job(options: Options, setting: Setting, run_id: str, progress: Progress) -> dict[str, Any]:
     """The run's record at its end."""
     more = f" and {len(options.input) - 1} more" if len(options.input) > 1 else ""
-    progress.waits_for(f"listing {options.input[0]}{more}")
+    named = in_a_line(unsigned(options.input[0]))
+    progress.waits_for(f"listing {named}{more}", soon=False)
     videos = Shards.of(LISTED_ROW, find_videos(options.input, setting.storage))
     iceberg, catalog = setting.config.iceberg, None
     if iceberg.catalog:
@@ -179,7 +181,8 @@ def _annotate(
             except ray.exceptions.RayError as error:
                 if (told := aside.broke(str(error))) is None:
                     raise
-            progress.say(told)
+            progress.warn(told)
+            record.setdefault("devices", []).append(told)
             # The actors of the graph that has ended go, and their GPUs are free, when nothing refers to them
             # any more; the error did, by its traceback.
             gc.collect()
@@ -299,6 +302,7 @@ def _told_of(plan: Plan, states: Counter[str], tally: Tally, wall_seconds: float
         "tracks": tally.tracks,
         "tracks_dropped": tally.tracks_dropped,
         "windows": tally.windows,
+        **({"untold": dict(tally.untold)} if tally.untold else {}),
         "video_seconds": round(tally.video_seconds, 3),
         "wall_seconds": round(wall_seconds, 3),
         "start_seconds": round(tally.start_s, 3) if tally.start_s is not None else None,

@@ -51,8 +51,10 @@ class Aside:
         if node in self._keepers:
             raise JobFailed(f"{failure}; Ray gave it work again though it was left out")
         now, failures = time.monotonic(), self._failures[node]
+        if failures and now - failures[-1] > _IN_A_ROW_S:
+            failures.clear()
         failures.append(now)
-        if len(failures) < _TRIES or now - failures[0] > _IN_A_ROW_S:
+        if len(failures) < _TRIES:
             return f"{failure}; its actors start anew"
         gpus = _gpus()
         if not gpus.keys() - self._keepers.keys() - {node}:
@@ -63,8 +65,8 @@ class Aside:
         return f"{failure}; {_TRIES} times in a row, the run goes on without this node's GPUs"
 
     def take(self) -> None:
-        """Takes the GPUs of the nodes that are left out, as soon as the actors of the graph that has ended are
-        gone from there."""
+        """Takes the GPUs of the nodes that are left out, as soon as the ended graph's actors are gone from
+        there."""
         for node, keepers in self._keepers.items():
             if not keepers:
                 keepers += _taken(node, math.floor(_gpus().get(node, 0)))

@@ -21,7 +21,7 @@ from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from emolake.jobs.graph.pools import TASK_CPUS, Pools
 from emolake.jobs.setting import Setting
 from emolake.pipeline.config import Config
-from emolake.pipeline.corpus.planning import Plan
+from emolake.pipeline.corpus.planning import Plan, known_sizes
 from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.commit import RunStamp, commit_segments, first_model, segment_state
@@ -186,11 +186,11 @@ def small_together(todo: Shards, actors: int, config: Config) -> int | None:
     largest = min(_MOST_SMALL, config.decode.segment_seconds * _LITTLE)
     videos, size = 0, 0
     for part in todo.parts():
-        sizes = part.filter(pc.is_null(part["missing"]))["size"]
+        sizes = known_sizes(part.filter(pc.is_null(part["missing"])))
         if not len(sizes):
             continue
         least, most = pc.min_max(sizes, skip_nulls=False).as_py().values()
-        if not least or most > largest:
+        if least is None or most > largest:
             return None
         videos += len(sizes)
         size += pc.sum(sizes).as_py()

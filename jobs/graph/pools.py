@@ -114,7 +114,7 @@ def pool_sizes(
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0) - (gpus_aside or 0)
     joined = bool(os.environ.get("RAY_ADDRESS"))
     faces = int(cpus) if joined else _cores()
-    if gpus_aside:
+    if gpus_aside is not None:
         resources = _within(resources, gpus)
     pools = pools_for(resources, cpus, gpus, faces, follows=joined, on_device=on_device)
     if not joined:

@@ -179,3 +179,11 @@ def _row(
         "n_segments": n_segments,
         **{name: video[name] for name in used},
     }
+
+
+def known_sizes(videos: pa.Table) -> pa.ChunkedArray:
+    """Bytes of each (rows with uri and size), null where nobody told: none at all, of what is no local file,
+    is how a server's silence about a length was noted."""
+    empty = pc.and_(pc.equal(videos["size"], 0), pc.match_substring(videos["uri"], "://"))
+    sizes: pa.ChunkedArray = pc.if_else(empty, pa.scalar(None, pa.int64()), videos["size"])
+    return sizes

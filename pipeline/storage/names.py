@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -27,10 +27,10 @@ _HOSTLESS = re.compile(r"(?:ftps?|ftp\+ssl|sftp|ssh|smb|webhdfs|hdfs)://", re.IG
 """Whose file systems tell paths without the host."""
 _SIGNATURE = re.compile(r"([a-z0-9_-]*-)?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE)
 _SECRET = re.compile(
-    r"x-([a-z]+-)*token|((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|x-[a-z]+-security)"
+    r"x-([a-z]+-)*token|((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|csrf|download|x-[a-z]+-security)"
     r"[-_]?)?token|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|((client|app)[-_]?)?secret"
-    r"|auth|authorization|(access|auth|api|account|secret|subscription|master|private)[-_]?key"
-    r"|[a-z-]*credential",
+    r"|auth|authorization|bearer|(x-)?(access|auth|api|account|secret([-_]access)?|subscription|master|private)[-_]?key"
+    r"|[a-z-]*credentials?",
     re.IGNORECASE,
 )
 _SESSION = re.compile(SESSION, re.IGNORECASE)
@@ -38,8 +38,8 @@ _SESSION = re.compile(SESSION, re.IGNORECASE)
 _ALWAYS = [_SECRET, _SIGNATURE, _SESSION]
 _OF_A_PATH = re.compile(r";([^;/=]+)=[^;/]*")
 """A parameter that stands in a URL's path (RFC 3986, 3.3)."""
-_WITHIN = re.compile(r"(?:^[!/]+|[#?][#?!/]*)([^#?!/=]+)=")
-"""A parameter of a fragment, or of an address, that stands in a value; folders may be called `st=ny`."""
+_WITHIN = re.compile(r"(?<![#?!/])([#?!/]++)([^#?!/=]++)=")
+"""What may be a parameter of a fragment, or of an address, that stands in a value: see `_within`."""
 _SIGNING = re.compile(
     r"x-(amz|goog|oss|obs|cos|tos)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
     re.IGNORECASE,
@@ -192,10 +192,19 @@ def _kept(told: str, left_out: list[re.Pattern[str]]) -> str:
     """A query, or a fragment, without some parameters, and without what follows one within a value."""
     kept = ""
     for separator, part in re.findall(r"(^|[&;])([^&;]*)", told):
-        within = (m.start() for m in _WITHIN.finditer(part) if _is_any(m[1], _ALWAYS))
+        within = (at for at, name in _within(part) if _is_any(name, _ALWAYS))
         stays = "" if _is_any(part.partition("=")[0], left_out) else part[: next(within, None)]
         kept += separator + stays if stays or not part else ""
     return kept if len(kept) == len(told) else kept.lstrip("&;")
+
+
+def _within(part: str) -> Iterator[tuple[int, str]]:
+    """Where a parameter within a value begins, and its name. It follows `#` or `?`, or stands first; a folder
+    may be called `st=ny`."""
+    for match in _WITHIN.finditer(part):
+        mark = re.search("[#?]", match[1])
+        if mark or not match.start():
+            yield match.start() + (mark.start() if mark else 0), match[2]
 
 
 def _signed(names: list[str]) -> bool:

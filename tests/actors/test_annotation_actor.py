@@ -6,6 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime
 
 from emolake.actors import annotation_actor
 from emolake.actors.annotation_actor import AnnotationActor, AnnotationSettings
@@ -64,6 +65,7 @@ def test_a_window_the_model_cannot_take_costs_its_segment_alone(model: Invented)
     [
         torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        onnxruntime.Fail("CUDA failure 700: an illegal memory access was encountered"),
         RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
     ],
 )
@@ -86,6 +88,20 @@ def test_a_device_that_breaks_while_models_load_is_told_from_a_model(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         AnnotationActor(replace(ON_CPU, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(...)`",
+        "CUDA error: invalid configuration argument",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+    ],
+)
+def test_a_window_that_no_kernel_takes_is_no_devices_fault(model: Invented, told: str) -> None:
+    model.raises = lambda word: RuntimeError(told) if word == "bad" else None
+    rows = AnnotationActor(ON_CPU)(said("fine", "bad")).to_pylist()
+    assert [row["reason"] for row in rows] == [None, "model_error"]
 
 
 def test_an_endpoints_device_is_not_ours(model: Invented) -> None:

@@ -316,6 +316,8 @@ def test_a_broken_device_is_the_jobs_matter_and_no_videos(
     assert (row["failed"], row["reason"]) == (True, "out_of_memory")
     with pytest.raises(DeviceFailed, match=r"the device of \S+ failed: CUDA error: an illegal"):
         on_device(broken)
+    (good,) = run(on_device, SegmentPlanner(settings())(videos(demo_videos / "portrait.mp4")))
+    assert not good["failed"], "the child that broke is another's matter"
     (row,) = run(FaceActor(settings()), broken)
     assert (row["failed"], row["reason"]) == (True, "decode_error")
 

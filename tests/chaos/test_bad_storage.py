@@ -58,7 +58,7 @@ def test_a_bucket_that_denies_access_is_told_at_once(
         (f"s3://{s3.bucket}/bad-day/", "--output", "/nonexistent-by-purpose"),
     ):
         bad.mood.met.clear()
-        done = emolake("annotate", *arguments, "--quiet", env=env)
+        done = emolake("annotate", *arguments, env=env)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert s3.bucket in done.stderr

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from emolake.jobs import progress
 from emolake.jobs.progress import Expected, Progress, Tally
+from emolake.pipeline.corpus.planning import known_sizes
 from emolake.pipeline.lake.schema import VIDEO_ROW
 
 
@@ -42,9 +43,39 @@ def test_what_is_done_goes_by_bytes_and_by_videos_where_a_size_is_unknown() -> N
 
 
 def test_few_small_videos_are_not_worth_an_actor_each() -> None:
-    sized = {(4, 1): 1, (300, 1): 19, (2, 100_000_000): 11, (0, 0): 0}
+    sized = {(4, 1): 1, (300, 1): 19, (2, 100_000_000): 26, (0, 0): 0}
     for (videos, size), segments in sized.items():
         assert Expected([todo(*[size] * videos)] if videos else []).segments == segments
+
+
+def test_an_empty_object_is_one_whose_server_told_no_length() -> None:
+    films = [{"uri": uri} for uri in ("https://h/a.mp4", "/v/empty.mp4", "/v/a.mp4")]
+    rows = todo(0, 0, 5).to_pylist()
+    part = pa.Table.from_pylist([a | b for a, b in zip(rows, films, strict=True)], VIDEO_ROW)
+    assert known_sizes(part).to_pylist() == [None, 0, 5]
+    assert Expected([part]).segments is None
+    assert Expected([part.slice(1)]).segments == 1
+
+
+def test_what_the_ledger_alone_tells_has_no_part_in_what_it_took() -> None:
+    tally = Tally()
+    for video in range(4):
+        tally.add(committed(video, 1) | {"n_windows": 3, "face_seconds": 10.0})
+    told = {"n_tracks": [1] * 8, "n_windows": [3] * 8, "state": ["annotated"] * 8}
+    for _ in range(2):  # it may break twice
+        tally.told_by([pa.table(told)])
+    assert (tally.segments, tally.windows, tally.states["annotated"]) == (8, 24, 8)
+    assert tally.untold == {"segments": 4, "windows": 12}
+    faces = tally.stages()["faces"]
+    assert (faces["rows"], faces["rows_per_busy_second"]) == (4, 0.1)
+
+
+def test_what_may_end_in_a_mistake_is_not_told_soon(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(progress, "_LOOK_EVERY_S", 0.02)
+    with Progress(quiet=False) as shown:
+        shown.waits_for("listing", soon=False)
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_time_left_holds_from_the_tenth_percent_on(monkeypatch) -> None:

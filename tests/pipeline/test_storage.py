@@ -220,6 +220,8 @@ def test_what_opens_an_object_store_is_not_sent_to_a_web_server() -> None:
         "https://h/app#/v.mp4?access_token=f00&v=1",
         "https://h/a.mp4#?token=f00",
         "https://h/take #1.mp4?X-Amz-Credential=f00&X-Amz-Date=9&X-Amz-Signature=f00",
+        "https://h/a.mp4?credentials=f00&bearer=f00&csrf_token=f00&X-Auth-Key=f00",
+        "https://h/a.mp4?secret_access_key=f00&download-token=f00",
         "https://h/v;Policy=p;Signature=f00;Key-Pair-Id=k;Expires=9/a.mp4",
     ],
 )
@@ -233,6 +235,13 @@ def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
 def test_a_line_of_something_long_is_made_at_once() -> None:
     for letters in ("a-", "token", "x://"):
         assert in_a_line(letters * 100_000, 10) == (letters * 10)[:10]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("letters", ["?", "?!", "#/", "a?", "a=", "?a"])
+def test_a_name_of_something_long_is_made_at_once(letters: str) -> None:
+    name = f"https://h/x?v={letters * 100_000}"  # which took minutes
+    assert unsigned(name) == name
 
 
 @pytest.mark.parametrize(

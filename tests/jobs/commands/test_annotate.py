@@ -384,7 +384,7 @@ def test_storage_options_reach_the_workers_and_stay_out_of_the_record(
 
 
 def test_a_bucket_that_is_not_there_is_a_user_mistake(few: Path, s3: S3, emolake: Emolake) -> None:
-    output = ("--output", "s3://no-such-bucket/lake", "--quiet")
+    output = ("--output", "s3://no-such-bucket/lake")
     done = emolake("annotate", few, *output, env=s3.env)
     assert done.returncode == 2
     assert "no-such-bucket" in done.stderr

@@ -26,7 +26,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 @pytest.fixture
 def hours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Between any two looks at the clock."""
-    clock = count(step=1900)
+    clock = count(step=3700)
     monkeypatch.setattr(aside.time, "monotonic", lambda: float(next(clock)))
     yield
     monkeypatch.undo()
@@ -64,6 +64,16 @@ def test_failures_far_apart_are_none_in_a_row() -> None:
     broken = Aside()
     for _ in range(9):
         assert "start anew" in str(broken.broke(RAY_SAYS.format("a1")))
+
+
+@pytest.mark.usefixtures("gpus")
+def test_failures_within_an_hour_of_the_last_are_in_a_row(monkeypatch) -> None:
+    clock = count(step=3000)
+    monkeypatch.setattr(aside.time, "monotonic", lambda: float(next(clock)))
+    broken = Aside()
+    told = [str(broken.broke(RAY_SAYS.format("a1"))) for _ in range(3)]
+    monkeypatch.undo()
+    assert "3 times in a row" in told[-1]
 
 
 @pytest.mark.usefixtures("gpus")

@@ -223,9 +223,13 @@ def test_a_call_takes_as_many_segments_as_memory_holds() -> None:
 
 def test_small_videos_go_together_as_long_as_all_actors_have_enough_to_do() -> None:
     def together(
-        *sizes: int | None, actors: int = 2, missing: str | None = None, **resources: int
+        *sizes: int | None,
+        actors: int = 2,
+        missing: str | None = None,
+        uri: str = "v",
+        **resources: int,
     ) -> int | None:
-        row = {"video_id": "v", "uri": "v", "corpus": "c", "attempt": 1}
+        row = {"video_id": "v", "uri": uri, "corpus": "c", "attempt": 1}
         rows = [row | {"size": s, "missing": None if s else missing} for s in sizes]
         todo = Shards.of(VIDEO_ROW, [pa.Table.from_pylist(rows, VIDEO_ROW)])
         return flow.small_together(todo, actors, Config(resources=ResourcesConfig(**resources)))
@@ -237,7 +241,9 @@ def test_small_videos_go_together_as_long_as_all_actors_have_enough_to_do() -> N
     assert together(*[clip] * 300, actors=16) == 2
     assert together(*[clip] * 10) == 1
     assert together(*[clip] * 9999, 3_000_000_000) is None, "calls would be full of its segments"
-    assert together(*[clip] * 299, None) is together(*[clip] * 299, 0) is None
+    assert together(*[clip] * 299, None) is None
+    assert together(*[clip] * 300, 0) == 4
+    assert together(*[clip] * 300, 0, uri="https://h/v") is None, "its server tells no length"
     assert together(*[clip] * 299, None, missing="not_found") == 4
     assert together() == 1
     seconds = Config(decode=DecodeConfig(segment_seconds=1))
