@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from emolake.actors.device import blame_device, here
+from emolake.actors.device import blame_device, here, in_hand
 from emolake.pipeline.annotators.base import Annotation, Annotator, WindowInput, load_annotator
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.corpus.segments import failed_segment
-from emolake.pipeline.errors import JobFailed, in_a_line
+from emolake.pipeline.errors import DeviceFailed, JobFailed, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.labels import ATTRIBUTES
 from emolake.pipeline.lake.schema import ANNOTATED_ROW, ENDPOINT_USAGE, VIDEO_ITSELF
@@ -102,6 +102,12 @@ class AnnotationActor:
         self._failed_in_a_row = 0
 
     def __call__(self, segments: pa.Table) -> pa.Table:
+        try:
+            return self._annotate(segments)
+        except DeviceFailed as failed:
+            raise in_hand(failed, segments.select(["uri", "segment"]).to_pylist()) from failed.__cause__
+
+    def _annotate(self, segments: pa.Table) -> pa.Table:
         rows = [
             _Segment(row, self.needs, self.settings)
             for row in segments.to_pylist(maps_as_pydicts=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from emolake.pipeline.errors import DeviceFailed, in_a_line
 
@@ -60,6 +62,15 @@ def here() -> str:
 
 def device_failed(told: str) -> DeviceFailed:
     return DeviceFailed(f"the device of {here()} failed: {in_a_line(told, 200)}")
+
+
+def in_hand(failed: DeviceFailed, segments: Sequence[Mapping[str, Any]]) -> DeviceFailed:
+    """The same, with what it was given (rows with uri and segment): one input may break every device."""
+    first = segments[0]
+    more = f" and {len(segments) - 1} more" if len(segments) > 1 else ""
+    return DeviceFailed(
+        f"{failed}, at {in_a_line(first['uri'], 300)} segment {first['segment']}{more}"
+    )
 
 
 def blame_device(error: Exception, *, starts: bool = False) -> None:

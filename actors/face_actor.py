@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
-from emolake.actors.device import DEVICE_FAILED, device_failed
+from emolake.actors.device import DEVICE_FAILED, device_failed, in_hand
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.corpus.segments import (
     failed_segment,
@@ -21,7 +21,7 @@ from emolake.pipeline.corpus.segments import (
     segment_rows,
     without_faces,
 )
-from emolake.pipeline.errors import JobFailed, Reason
+from emolake.pipeline.errors import DeviceFailed, JobFailed, Reason
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW
 from emolake.pipeline.video.decode import VideoInfo
@@ -192,7 +192,10 @@ class FaceActor:
         if segment["failed"]:
             return _as_row(without_faces(segment))
         timeout_s = self._timeout(segment)
-        answer = self._decoder.ask({"faces": _as_json(segment)}, timeout_s)
+        try:
+            answer = self._decoder.ask({"faces": _as_json(segment)}, timeout_s)
+        except DeviceFailed as failed:
+            raise in_hand(failed, [segment]) from failed.__cause__
         if isinstance(answer, tuple):
             return _as_row(without_faces(failed_segment(segment, *answer), timeout_s))
         return pa.ipc.open_stream(answer).read_all()

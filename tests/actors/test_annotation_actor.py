@@ -74,6 +74,7 @@ def test_a_broken_device_is_the_jobs_matter(model: Invented, error: Exception) -
     with pytest.raises(DeviceFailed, match=r"the device of \S+ failed: ") as told:
         AnnotationActor(ON_CPU)(said("fine", "bad"))
     assert "\n" not in str(told.value)
+    assert str(told.value).endswith(", at /v.mp4 segment 0 and 1 more")
 
 
 def test_a_device_that_breaks_while_models_load_is_told_from_a_model(

@@ -314,7 +314,10 @@ def test_a_broken_device_is_the_jobs_matter_and_no_videos(
     on_device = FaceActor(replace(settings(), device="cuda"))
     (row,) = run(on_device, full)
     assert (row["failed"], row["reason"]) == (True, "out_of_memory")
-    with pytest.raises(DeviceFailed, match=r"the device of \S+ failed: CUDA error: an illegal"):
+    with pytest.raises(
+        DeviceFailed,
+        match=r"the device of \S+ failed: CUDA error: an illegal.*broken-device.mp4 segment 0",
+    ):
         on_device(broken)
     (good,) = run(on_device, SegmentPlanner(settings())(videos(demo_videos / "portrait.mp4")))
     assert not good["failed"], "the child that broke is another's matter"
