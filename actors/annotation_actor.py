@@ -105,7 +105,9 @@ class AnnotationActor:
         try:
             return self._annotate(segments)
         except DeviceFailed as failed:
-            raise in_hand(failed, segments.select(["uri", "segment"]).to_pylist()) from failed.__cause__
+            raise in_hand(
+                failed, segments.select(["uri", "segment"]).to_pylist()
+            ) from failed.__cause__
 
     def _annotate(self, segments: pa.Table) -> pa.Table:
         rows = [

@@ -53,11 +53,13 @@ def is_of_device(error: Exception, *, starts: bool = False) -> bool:
 
 
 def here() -> str:
-    """This machine, and which of Ray's nodes it is."""
+    """This machine, which of Ray's nodes it is, and the GPUs of it that this actor has."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return socket.gethostname()
-    return f"{socket.gethostname()} (node {ray.get_runtime_context().get_node_id()})"
+    has = ",".join(map(str, ray.get_gpu_ids()))
+    gpus = f", GPU {has}" if has else ""
+    return f"{socket.gethostname()} (node {ray.get_runtime_context().get_node_id()}{gpus})"
 
 
 def device_failed(told: str) -> DeviceFailed:

@@ -173,7 +173,7 @@ def _annotate(
         while left.todo.num_rows:
             pools = _pools(setting, progress, aside.gpus if left is not plan else None)
             if on_gpus and not pools.gpus:
-                raise JobFailed("no node with a GPU is left; the same command resumes")
+                raise JobFailed("no GPU is left; the same command resumes")
             on_gpus = pools.gpus > 0
             try:
                 _pass(setting, run, record, left, ledger, lease.fence, progress, pools)

@@ -72,13 +72,14 @@ def _fitted(size: PoolSize | None, fits: int) -> int:
 @dataclass(frozen=True)
 class Pools:
     """Actors of each stage. gpus, face_gpus: those of one actor, maybe a fraction; annotation_cpus: of one
-    annotation actor."""
+    annotation actor; gpus_aside: those that broke, and that nobody gets."""
 
     faces: Pool
     annotate: Pool
     gpus: float
     face_gpus: float = 0.0
     annotation_cpus: float = _CPU_ANNOTATION_CPUS
+    gpus_aside: int = 0
 
     def shortage(self, cpus: float, gpus: float) -> str | None:
         """The sum, where a cluster of so many CPUs and GPUs does not hold the pools: Ray would wait for more
@@ -129,7 +130,7 @@ def pool_sizes(
             )
         if say is not None:
             say(f"{shortage}: the run waits until it grows")
-    return pools
+    return replace(pools, gpus_aside=gpus_aside or 0)
 
 
 def _within(resources: ResourcesConfig, gpus: float) -> ResourcesConfig:
@@ -198,7 +199,8 @@ class Held:
     @property
     def gpu_seconds(self) -> float:
         faces, annotate = self._seconds.values()
-        return faces * self._pools.face_gpus + annotate * self._pools.gpus
+        aside = (self._looked - self._began) * self._pools.gpus_aside
+        return faces * self._pools.face_gpus + annotate * self._pools.gpus + aside
 
 
 def _actors_of(kind: str) -> int:

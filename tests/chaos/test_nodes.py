@@ -107,8 +107,8 @@ def test_a_broken_device_costs_its_node_and_no_row(
     assert error.count("its actors start anew") == 2 * broken, error
     if broken == 1:
         assert process.returncode == 0, error
-        assert "the run goes on without this node's GPUs" in error
+        assert "the run goes on without this GPU" in error
         assert_promise(runs.output, undisturbed)
     else:
         assert process.returncode == 1, error
-        assert "no node with a GPU is left" in error.splitlines()[-1]
+        assert "no GPU is left" in error.splitlines()[-1]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
+import ray
 
 from emolake.jobs.graph import aside
 from emolake.jobs.graph.aside import Aside
@@ -53,10 +54,50 @@ def test_a_run_without_a_node_left_ends_and_says_how_it_goes_on(gpus: dict[str, 
         broken.broke(RAY_SAYS.format("a1"))
     for _ in range(2):
         broken.broke(RAY_SAYS.format("b2"))
-    with pytest.raises(
-        JobFailed, match=r"host-b2 .* no node with a GPU is left: .* the same command resumes"
-    ):
+    with pytest.raises(JobFailed, match=r"host-b2 .* no GPU is left: .* the same command resumes"):
         broken.broke(RAY_SAYS.format("b2"))
+
+
+def test_one_gpu_of_several_goes_alone_and_a_second_takes_its_node_along(
+    gpus: dict[str, float],
+) -> None:
+    def says(gpu: int) -> str:
+        return RAY_SAYS.format("a1").replace("(node a1)", f"(node a1, GPU {gpu})")
+
+    gpus["a1"] = 8.0
+    broken = Aside()
+    for tries in range(3):
+        told = str(broken.broke(says(5)))
+        assert ("goes on without this GPU" in told) == (tries == 2)
+    assert broken.gpus == 1
+    with pytest.raises(JobFailed, match="though it was left out"):
+        broken.broke(says(5))
+    for tries in range(3):
+        told = str(broken.broke(says(2)))
+        assert ("goes on without this node's GPUs" in told) == (tries == 2)
+    assert broken.gpus == 8
+
+
+def test_the_gpu_that_broke_is_taken_and_no_other() -> None:
+    ray.init(num_cpus=1, num_gpus=3, include_dashboard=False)
+    try:
+        node = ray.get_runtime_context().get_node_id()
+        broken = Aside()
+        for _ in range(3):
+            broken.broke(RAY_SAYS.format(node).replace(f"(node {node})", f"(node {node}, GPU 1)"))
+        broken.take()
+        (keeper,) = broken._keepers[node]
+        assert ray.get(keeper.has.remote()) == "1"
+        others = [ray.remote(num_cpus=0, num_gpus=1)(_which).remote() for _ in range(2)]
+        assert set(ray.get(others, timeout=60)) <= {"0", "2"}
+        broken.take()
+        assert broken._keepers[node] == [keeper]
+    finally:
+        ray.shutdown()
+
+
+def _which() -> str:
+    return str(ray.get_gpu_ids()[0])
 
 
 @pytest.mark.usefixtures("gpus", "hours")

@@ -278,12 +278,12 @@ def test_what_a_run_holds_follows_its_pools(monkeypatch) -> None:
     clock, alive = [0.0], [0]
     monkeypatch.setattr("emolake.jobs.graph.pools.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("emolake.jobs.graph.pools._actors_of", lambda _: alive[0])
-    held = Held(Pools(Pool(1, 1, None), fixed(2), gpus=1.0, annotation_cpus=0.5))
+    held = Held(Pools(Pool(1, 1, None), fixed(2), gpus=1.0, annotation_cpus=0.5, gpus_aside=3))
     for clock[0], alive[0] in ((10.0, 4), (20.0, 8), (25.0, 0)):
         held.look()
     assert held.workers == {"faces": 5, "annotate": 2}
     assert held.cpu_seconds == 25 + 120 + 25
-    assert held.gpu_seconds == 50
+    assert held.gpu_seconds == 50 + 75
 
 
 def test_no_stage_beside_the_pools_asks_for_a_whole_cpu() -> None:
