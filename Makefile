@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOR_DEMO := $(VENV)/.for-demo
+# Half of the suite waits for processes that start; a file's tests share what they made.
+AT_ONCE ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Installing leaves compiling to the first import, which compiles what is used; that has to be kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,10 +29,10 @@ demo: $(or $(wildcard $(INSTALLED)),$(FOR_DEMO)) ## make a small corpus, annotat
 	$(BIN)/python -m emolake.jobs.demo demo
 
 test: lint ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 slowest: $(INSTALLED) ## the suite, and the twenty tests that take longest
-	$(BIN)/python -m pytest --durations 20 --quiet
+	$(BIN)/python -m pytest $(AT_ONCE) --durations 20 --quiet
 
 chaos: $(INSTALLED) ## every fault of tests/chaos, some minutes
 	$(BIN)/python -m pytest tests/chaos --chaos --timeout 1500

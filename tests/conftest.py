@@ -74,7 +74,14 @@ def _interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_ray() -> None:
-    """Runs of the suite use a Ray of their own and no configuration of the caller's."""
+    """Runs of the suite use a Ray of their own and no configuration of the caller's, and leave their sessions
+    where no other of the suite's processes looks."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        place = Path(
+            f"/tmp/emolake-{worker}"
+        )  # sockets in it have names of a hundred characters at most
+        place.mkdir(exist_ok=True)
+        os.environ["RAY_TMPDIR"] = str(place)
     for name in list(os.environ):
         if name == "RAY_ADDRESS" or name.startswith("EMOLAKE_"):
             del os.environ[name]

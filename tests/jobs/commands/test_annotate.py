@@ -377,7 +377,8 @@ def test_storage_options_reach_the_workers_and_stay_out_of_the_record(
     assert told["videos"]["annotated"] == 1
     assert told["storage_options"] == ["endpoint_url", "key", "secret"]
     assert "planted-secret-too" not in done.stdout + done.stderr
-    logs = [p for p in Path("/tmp/ray/session_latest/logs").rglob("*") if p.is_file()]
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest/logs")
+    logs = [p for p in session.rglob("*") if p.is_file()]
     assert logs
     for path in logs:
         assert b"planted-secret-too" not in path.read_bytes(), path
