@@ -77,7 +77,8 @@ class Aside:
                 f"{failure}; no GPU is left: mend it or take it out, the same command resumes"
             )
         left_out = "this node's GPUs" if ALL in out else "this GPU"
-        return f"{failure}; {_TRIES} times in a row, the run goes on without {left_out}"
+        often = f"{_TRIES} times in a row" if len(of_node[gpu]) >= _TRIES else "as others there"
+        return f"{failure}; {often}, the run goes on without {left_out}"
 
     def take(self) -> None:
         """Takes the GPUs that are left out, as soon as the ended graph's actors are gone from there."""

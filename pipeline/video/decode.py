@@ -334,8 +334,6 @@ def seek(container: Any, stream: VideoStream, target_s: float) -> None:
 def _to_keyframe(container: Any, stream: VideoStream, target_s: float) -> None:
     """To the keyframe at or before the target, in formats that have an index; a file that cannot seek is read
     from its start."""
-    if container.start_time is None:
-        return  # nothing in it tells a time: its frames are counted from the first
     try:
         if container.format.name in _WITHOUT_INDEX and target_s <= clock_start(container):
             # By time, it would end up behind the first keyframe.

@@ -78,6 +78,17 @@ def test_one_gpu_of_several_goes_alone_and_a_second_takes_its_node_along(
     assert broken.gpus == 8
 
 
+@pytest.mark.usefixtures("gpus")
+def test_of_a_node_whose_gpus_break_in_turn_all_go() -> None:
+    broken = Aside()
+    for gpu in (0, 1, 0, 1, 2, 2):
+        told = str(
+            broken.broke(RAY_SAYS.format("a1").replace("(node a1)", f"(node a1, GPU {gpu})"))
+        )
+    assert "; as others there, the run goes on without this node's GPUs" in told
+    assert broken.gpus == 2
+
+
 def test_the_gpu_that_broke_is_taken_and_no_other() -> None:
     ray.init(num_cpus=1, num_gpus=3, include_dashboard=False)
     try:
