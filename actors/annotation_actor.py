@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -55,12 +55,15 @@ _TOLD = (
 
 
 _MOST_FAILED_IN_A_ROW = 25
+_AT_ONCE = 256 * 1024 * 1024  # bytes of windows that are taken out of a call's rows
+_READ = 64  # windows, of which that is found out
 
 
 class AnnotationActor:
     """Segments with faces (schema.FACES_ROW) -> with annotations (schema.ANNOTATED_ROW).
 
-    The windows of all rows of a call go to each model together and are handed back to their rows.
+    The windows of all rows of a call go to each model together and are handed back to their rows; those of
+    crowds, gigabytes, so many at a time.
     """
 
     def __init__(self, settings: AnnotationSettings) -> None:
@@ -111,23 +114,28 @@ class AnnotationActor:
 
     def _annotate(self, segments: pa.Table) -> pa.Table:
         rows = [
-            _Segment(row, self.needs, self.settings)
-            for row in segments.to_pylist(maps_as_pydicts=None)
+            _Segment(row, windows.values, self.needs, self.settings)
+            for row, windows in zip(
+                segments.drop_columns(["windows"]).to_pylist(), segments["windows"], strict=True
+            )
         ]
         if self.recognizer is not None and self.needs.transcript:
             for segment in rows:
                 segment.recognize(self.recognizer)
         for annotator in self.annotators:
             started = time.monotonic()
-            windows = [segment.windows(annotator) for segment in rows]
-            flat = [window for of_segment in windows for _, window in of_segment]
             before = Counter(getattr(annotator, "usage", {}))
-            told = iter(_annotated(annotator, flat))
+            told: dict[_Segment, list[Told]] = {segment: [] for segment in rows}
+            for part in _at_once(
+                window for segment in rows for window in segment.windows(annotator)
+            ):
+                annotations = _annotated(annotator, [window for _, _, window in part])
+                for (segment, place, _), annotation in zip(part, annotations, strict=True):
+                    told[segment].append((place, annotation))
             used: Mapping[str, int] = Counter(getattr(annotator, "usage", {})) - before
-            spent = time.monotonic() - started
-            for segment, mine in zip(rows, windows, strict=True):
-                made = [(place, next(told)) for place, _ in mine]
-                segment.tell(annotator, made, spent * len(mine) / max(len(flat), 1), used)
+            a_window = (time.monotonic() - started) / max(sum(map(len, told.values())), 1)
+            for segment, made in told.items():
+                segment.tell(annotator, made, a_window * len(made), used)
                 used = {}  # what a call took of an endpoint stands with its first row
         for segment in rows:
             self._count(segment)
@@ -161,13 +169,20 @@ def _makes_all_networks(settings: AnnotationSettings) -> bool:
 
 Place = dict[str, Any]
 """Where an annotation belongs: the values of its row that no model makes."""
+Told = tuple[Place, Annotation | Exception]
 
 
 class _Segment:
     """One row on its way through the annotators."""
 
-    def __init__(self, row: dict[str, Any], needs: Needs, settings: AnnotationSettings) -> None:
-        self._face_windows = row.pop("windows")
+    def __init__(
+        self,
+        row: dict[str, Any],
+        windows: pa.StructArray,
+        needs: Needs,
+        settings: AnnotationSettings,
+    ) -> None:
+        self._face_windows = windows
         cues = row.pop("cues")
         self._transcribed = cues is not None
         self._cues = [Cue(**cue) for cue in cues or ()]
@@ -204,12 +219,14 @@ class _Segment:
             self.error = error
         self._seconds += time.monotonic() - started
 
-    def windows(self, annotator: Annotator) -> list[tuple[Place, WindowInput]]:
+    def windows(self, annotator: Annotator) -> Iterator[Placed]:
         if self._row["failed"]:
-            return []
+            return
         if not annotator.needs.faces:
-            return [self._spoken(k, cue) for k, cue in enumerate(self._own_cues())]
-        return [self._seen(window) for window in self._face_windows]
+            yield from (self._spoken(k, cue) for k, cue in enumerate(self._own_cues()))
+            return
+        for at in range(0, len(self._face_windows), _READ):
+            yield from map(self._seen, self._face_windows.slice(at, _READ).to_pylist())
 
     def _own_cues(self) -> list[Cue]:
         """Those that begin here: a cue across a boundary belongs to one segment alone."""
@@ -217,15 +234,15 @@ class _Segment:
         begun = [c for c in self._cues if max(c.start_s, 0.0) >= start_s and c.start_s < end_s]
         return spans_of(begun, self._speech_seconds) if self._speech_seconds else begun
 
-    def _seen(self, window: dict[str, Any]) -> tuple[Place, WindowInput]:
+    def _seen(self, window: dict[str, Any]) -> Placed:
         span = window["start_s"], window["end_s"]
         attributes = self._attributes.get(window["track_id"]) or self._known({})
         given = WindowInput.of(window, self._needs, attributes)
         sound = self._sound.span(*span) if self._sound else None
         given = replace(given, sound=sound, transcript=said_in(self._cues, *span))
-        return {name: window[name] for name in _CARRIED}, given
+        return self, {name: window[name] for name in _CARRIED}, given
 
-    def _spoken(self, index: int, cue: Cue) -> tuple[Place, WindowInput]:
+    def _spoken(self, index: int, cue: Cue) -> Placed:
         place = {
             "track_id": VIDEO_ITSELF,
             "window": index,
@@ -236,12 +253,12 @@ class _Segment:
             "bbox": {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0},
             "quality": None,
         }
-        return place, WindowInput({}, np.zeros((0, 0), np.float32), transcript=cue.text)
+        return self, place, WindowInput({}, np.zeros((0, 0), np.float32), transcript=cue.text)
 
     def tell(
         self,
         annotator: Annotator,
-        made: list[tuple[Place, Annotation | Exception]],
+        made: list[Told],
         seconds: float,
         used: Mapping[str, int],
     ) -> None:
@@ -279,6 +296,21 @@ class _Segment:
             self._annotations = []
         made = {"annotations": self._annotations, "spent": self._spent}
         return row | made | {"annotate_seconds": self._seconds}
+
+
+Placed = tuple[_Segment, Place, WindowInput]
+
+
+def _at_once(windows: Iterable[Placed]) -> Iterator[list[Placed]]:
+    part, size = list[Placed](), 0
+    for placed in windows:
+        part.append(placed)
+        size += placed[-1].nbytes
+        if size >= _AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _annotated(annotator: Annotator, windows: list[WindowInput]) -> list[Annotation | Exception]:

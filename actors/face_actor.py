@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
 from emolake.actors.device import DEVICE_FAILED, device_failed, in_hand
@@ -19,6 +20,7 @@ from emolake.pipeline.corpus.segments import (
     failed_video,
     pictures_row,
     segment_rows,
+    too_crowded,
     without_faces,
 )
 from emolake.pipeline.errors import DeviceFailed, JobFailed, Reason
@@ -198,7 +200,12 @@ class FaceActor:
             raise in_hand(failed, [segment]) from failed.__cause__
         if isinstance(answer, tuple):
             return _as_row(without_faces(failed_segment(segment, *answer), timeout_s))
-        return pa.ipc.open_stream(answer).read_all()
+        parts = pa.ipc.open_stream(answer).read_all()
+        try:
+            return _whole(parts)
+        except pa.ArrowException:  # a column holds two gigabytes
+            crowded = too_crowded(segment, pc.sum(pc.list_value_length(parts["windows"])).as_py())
+            return _as_row(without_faces(crowded, parts["face_seconds"][0].as_py()))
 
     def _timeout(self, segment: dict[str, Any]) -> float:
         limits = self.settings.limits
@@ -217,6 +224,16 @@ def _as_json(segment: dict[str, Any]) -> dict[str, Any]:
     ]
     end_s = None if math.isinf(segment["end_s"]) else segment["end_s"]
     return segment | {"end_s": end_s, "pictures": pictures}
+
+
+def _whole(parts: pa.Table) -> pa.Table:
+    """The row of which a child gave the windows in parts, the rest with the first."""
+    if parts.num_rows == 1:
+        return parts
+    windows = pc.list_flatten(parts["windows"]).combine_chunks()
+    place = parts.schema.get_field_index("windows")
+    column = pa.ListArray.from_arrays(pa.array([0, len(windows)], pa.int32()), windows)
+    return parts.slice(0, 1).set_column(place, parts.schema.field(place), column)
 
 
 def _as_row(row: dict[str, Any]) -> pa.Table:

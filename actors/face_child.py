@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from emolake.actors.device import DEVICE_FAILED, is_of_device, is_of_library, is_of_memory
 from emolake.pipeline.config import DecodeConfig, FacesConfig, WindowsConfig
-from emolake.pipeline.corpus.segments import failed_segment, without_faces
+from emolake.pipeline.corpus.segments import failed_segment, too_crowded, without_faces
 from emolake.pipeline.errors import DeviceFailed, VideoError, in_a_line
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from emolake.pipeline.faces.stage import FaceStage
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+_WINDOWS_A_PART = 256
 
 
 def main() -> None:
@@ -86,9 +87,10 @@ class _Worker:
         self._stage = self._face_stage() if wanted else None
         self._mtcnn: Mtcnn | None = None
 
-    def answer(self, request: dict[str, Any]) -> bytes:
+    def answer(self, request: dict[str, Any]) -> bytes | memoryview:
         """{"probe": uri} -> JSON of `info` (a VideoInfo) or `failure` (reason and detail), and of
-        `spent`; {"faces": segment} -> an Arrow stream of one row of schema.FACES_ROW."""
+        `spent`; {"faces": segment} -> an Arrow stream of one row of schema.FACES_ROW, with
+        its windows in parts."""
         probed = request.get("probe")
         spent = _Meter(probed or request["faces"]["uri"])
         if probed is not None:
@@ -100,13 +102,11 @@ class _Worker:
         row = self._find_faces(request["faces"])
         for name, value in spent().items():
             row[name] += value
+        windows = len(row["windows"])
         try:
             return _as_arrow(row)
         except (MemoryError, pa.ArrowException):
-            # Its own crops may be more than the child may hold twice, or a column can.
-            why = f"{len(row['windows'])} windows of faces at once; lower decode.segment_seconds"
-            failed = failed_segment(row, "out_of_memory", why)
-            return _as_arrow(without_faces(failed, row["face_seconds"]))
+            return _as_arrow(without_faces(too_crowded(row, windows), row["face_seconds"]))
 
     def _probe(self, uri: str) -> Any:
         return probe(self._source(uri))
@@ -271,12 +271,16 @@ def reason_of(error: Exception) -> dict[str, str]:
     return {"reason": "decode_error", "detail": f"{type(error).__name__}: {words}"}
 
 
-def _as_arrow(row: dict[str, Any]) -> bytes:
-    table = pa.Table.from_pylist([row], FACES_ROW)
-    sink = io.BytesIO()
+def _as_arrow(row: dict[str, Any]) -> memoryview:
+    """The row, as one more for each part of its windows: they are let go as they are written, so that
+    those of a crowd are not held twice."""
+    windows, sink = row["windows"], io.BytesIO()
     with pa.ipc.new_stream(sink, FACES_ROW) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
+        for k in range(max(1, math.ceil(len(windows) / _WINDOWS_A_PART))):
+            part = (without_faces(row) if k else row) | {"windows": windows[:_WINDOWS_A_PART]}
+            del windows[:_WINDOWS_A_PART]
+            writer.write_table(pa.Table.from_pylist([part], FACES_ROW))
+    return sink.getbuffer()
 
 
 def limit_cpu(seconds: float) -> None:

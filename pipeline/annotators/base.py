@@ -39,6 +39,14 @@ class WindowInput:
     sound: NDArray[np.int16] | None = None
     transcript: str | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Of pictures, sound and features."""
+        shown = [*(crops.pictures for crops in self.crops.values()), *self.frames.values()]
+        pictures = sum(len(picture) for view in shown for picture in view)
+        heard = self.sound.nbytes if self.sound is not None else 0
+        return pictures + heard + self.features.nbytes
+
     @classmethod
     def of(
         cls, window: Mapping[str, Any], needs: Needs, attributes: Mapping[str, str]

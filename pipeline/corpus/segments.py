@@ -96,6 +96,12 @@ def failed_segment(segment: dict[str, Any], reason: str, detail: str) -> dict[st
     return segment | {"reason": reason, "detail": detail, "failed": True}
 
 
+def too_crowded(segment: dict[str, Any], windows: int) -> dict[str, Any]:
+    """The same segment, marked failed since a row, or the child that makes it, cannot hold its windows."""
+    told = f"{windows} windows of faces at once; lower decode.segment_seconds"
+    return failed_segment(segment, "out_of_memory", told)
+
+
 def without_faces(segment: dict[str, Any], face_seconds: float = 0.0) -> dict[str, Any]:
     """A row of schema.FACES_ROW with nothing found in it."""
     return segment | {

@@ -218,7 +218,7 @@ class FaceStage:
                         "bbox": _fractions(window.middle.box, track.size),
                         "quality": self._quality(window).row,
                         "n_frames": len(window.sightings),
-                        "features": [s.feature.tolist() for s in window.sightings],
+                        "features": [s.feature for s in window.sightings],
                     }
                     | self._views(window)
                 )
@@ -243,7 +243,7 @@ class FaceStage:
             crops.append(
                 {
                     "pictures": [crop.picture for crop in seen],
-                    "landmarks": [crop.landmarks.ravel().tolist() for crop in seen],
+                    "landmarks": [crop.landmarks.ravel() for crop in seen],
                 }
             )
         for k, frame_view in enumerate(self.needs.frames):

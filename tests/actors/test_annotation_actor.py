@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -58,6 +59,35 @@ def test_a_window_the_model_cannot_take_costs_its_segment_alone(model: Invented)
     rows = AnnotationActor(ON_CPU)(said("fine", "bad", "fine")).to_pylist()
     assert [row["reason"] for row in rows] == [None, "model_error", None]
     assert [len(row["annotations"]) for row in rows] == [1, 0, 1]
+
+
+def test_windows_go_to_the_model_in_parts_and_come_back_to_their_rows(
+    model: Invented, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[int]] = []
+
+    def told_apart(windows: Sequence[WindowInput]) -> list[Annotation]:
+        calls.append([int(window.features[0, 0]) for window in windows])
+        return [Annotation({"joy": 1.0}, description=str(k)) for k in calls[-1]]
+
+    monkeypatch.setattr(model, "annotate", told_apart)
+    monkeypatch.setattr(model, "needs", Needs(features=True))
+    monkeypatch.setattr(annotation_actor, "_READ", 2)
+    # Each window holds 4 kB: a part ends with the one that fills it.
+    monkeypatch.setattr(annotation_actor, "_AT_ONCE", 3 * 4096 - 1)
+    rows = said("", "", "").to_pylist()
+    for row, windows in zip(rows, ([0, 1], [], [2, 3, 4, 5, 6]), strict=True):
+        row["windows"] = [
+            {"track_id": k, "crops": [], "frames": [], "features": [np.full(1024, k, np.float32)]}
+            for k in windows
+        ]
+    out = AnnotationActor(ON_CPU)(pa.Table.from_pylist(rows, FACES_ROW)).to_pylist()
+    assert calls == [[0, 1, 2], [3, 4, 5], [6]]
+    for row in out:
+        told = [(made["track_id"], made["description"]) for made in row["annotations"]]
+        assert told == [(k, str(k)) for k, _ in told]
+        assert row["spent"][0]["windows"] == len(told)
+    assert [len(row["annotations"]) for row in out] == [2, 0, 5]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread, Timer
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -20,7 +21,7 @@ from emolake.actors import face_actor, face_child
 from emolake.actors.child import Child, ChildDied, ChildTimedOut
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner, _as_json
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
-from emolake.pipeline.corpus.segments import segment_rows
+from emolake.pipeline.corpus.segments import segment_rows, without_faces
 from emolake.pipeline.errors import DeviceFailed, JobFailed
 from emolake.pipeline.faces.needs import Needs
 from emolake.pipeline.lake.schema import FACES_ROW, SEGMENT_ROW, VIDEO_ROW
@@ -78,6 +79,66 @@ def test_a_portrait_gives_one_track_with_its_windows(demo_videos) -> None:
     assert [w["window"] for w in row["windows"]] == [0, 1, 2]
     assert row["windows"][0]["crops"][0]["pictures"][0].startswith(b"\x89PNG")
     assert len(row["windows"][0]["features"][0]) == 256
+
+
+def crowd(windows: int) -> dict[str, Any]:
+    """A row of schema.FACES_ROW with so many windows, as the face stage makes them."""
+    info = VideoInfo(12.0, 25.0, 64, 48, "h264")
+    (segment,) = segment_rows(videos(Path("/v.mp4")).to_pylist()[0], info, DecodeConfig())
+    window = {"crops": [{"pictures": [b"png"], "landmarks": [np.zeros(10, np.float32)]}]}
+    shown = [
+        window | {"track_id": k, "features": [np.full(256, k, np.float32)]} for k in range(windows)
+    ]
+    sound = {"start_s": 0.0, "samples": b"1234"}
+    return without_faces(segment) | {"windows": shown, "sound": sound, "video_seconds": 12.0}
+
+
+@pytest.mark.parametrize("windows", [0, 1, 2, 5])
+def test_a_crowds_windows_leave_the_child_in_parts_and_are_one_row_again(
+    monkeypatch, windows: int
+) -> None:
+    monkeypatch.setattr(face_child, "_WINDOWS_A_PART", 2)
+    row = crowd(windows)
+    whole = pa.Table.from_pylist([row], FACES_ROW)
+    parts = pa.ipc.open_stream(face_child._as_arrow(row)).read_all()
+    assert parts.num_rows == max(1, (windows + 1) // 2)
+    assert sum(sound is not None for sound in parts["sound"].to_pylist()) == 1
+    assert face_actor._whole(parts).equals(whole)
+
+
+def test_a_crowd_that_no_row_can_hold_fails_with_what_to_change(monkeypatch) -> None:
+    # Three windows of a gigabyte that is nowhere written.
+    ends, nothing = np.array([0, 2**30], np.int32), np.zeros(2**30, np.uint8)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(nothing)]
+    one = pa.array([0, 1], pa.int32())
+    of_window = FACES_ROW.field("windows").type.value_type
+    of_crops = of_window.field("crops").type.value_type
+    pictures = pa.ListArray.from_arrays(one, pa.Array.from_buffers(pa.binary(), 1, buffers))
+    crops = pa.StructArray.from_arrays(
+        [pictures, pa.nulls(1, of_crops.field("landmarks").type)], fields=list(of_crops)
+    )
+    window = pa.StructArray.from_arrays(
+        [
+            pa.ListArray.from_arrays(one, crops) if f.name == "crops" else pa.nulls(1, f.type)
+            for f in of_window
+        ],
+        fields=list(of_window),
+    )
+    rest = pa.Table.from_pylist([crowd(0)] * 3, FACES_ROW)
+    place = FACES_ROW.get_field_index("windows")
+    huge = pa.chunked_array([pa.ListArray.from_arrays(one, window)] * 3)
+    parts = rest.set_column(place, FACES_ROW.field(place), huge)
+
+    class Answer:
+        read_all = staticmethod(lambda: parts)
+
+    actor = FaceActor(settings())
+    monkeypatch.setattr(actor._decoder, "ask", lambda *_: b"")
+    monkeypatch.setattr(face_actor.pa.ipc, "open_stream", lambda _: Answer)
+    segments = pa.Table.from_pylist([crowd(0)], SEGMENT_ROW)
+    (row,) = actor(segments).to_pylist()
+    assert (row["reason"], row["windows"]) == ("out_of_memory", [])
+    assert row["detail"] == "3 windows of faces at once; lower decode.segment_seconds"
 
 
 @pytest.mark.parametrize(
