@@ -10,6 +10,7 @@ from typing import Any
 from emolake.jobs.demo import make_corpus
 from emolake.pipeline.corpus.listing import VIDEO_SUFFIXES
 from emolake.pipeline.errors import UserError, VideoError
+from emolake.pipeline.video.frame import Frame
 
 
 def good_clips(folder: Path | None, scratch: Path) -> list[Path]:
@@ -50,6 +51,18 @@ def resized_clip(clip: Path, target: Path, height: int) -> None:
             scaled = frame.reformat(width, height, format="yuv420p")
             scaled.pts, scaled.time_base, scaled.pict_type = frame.pts, frame.time_base, 0
             out.mux(stream.encode(scaled))
+        out.mux(stream.encode())
+
+
+def written_clip(frames: list[Frame], target: Path, rate: int) -> None:
+    """(H, W, 3) uint8 RGB pictures of one size as H.264, so many a second."""
+    import av
+
+    with av.open(str(target), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=rate)
+        stream.height, stream.width = frames[0].shape[:2]
+        for picture in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode())
 
 

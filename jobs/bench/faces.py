@@ -16,7 +16,13 @@ import pyarrow as pa
 
 from emolake.actors.face_actor import FaceActor, FaceSettings, SegmentPlanner
 from emolake.jobs.bench.clips import loop_clip, resized_clip
-from emolake.jobs.bench.measurement import Measurement, less_is_better, more_is_better, timed
+from emolake.jobs.bench.measurement import (
+    Measurement,
+    less_is_better,
+    more_is_better,
+    peak_mb,
+    timed,
+)
 from emolake.jobs.bench.truth import Truth, read_truth, true_box
 from emolake.pipeline.config import DecodeConfig, FacesConfig, LimitsConfig, WindowsConfig
 from emolake.pipeline.faces.align import CropSpec
@@ -139,7 +145,7 @@ def _actors(clips: list[Path]) -> Iterator[Measurement]:
     seconds = 0.0
     for actor in actors:
         seconds = sum(_seen_seconds(actor(rows)) for rows in segments)  # once unmeasured
-    peak = max(_peak_mb(actor) for actor in actors)
+    peak = max(_peak_of(actor) for actor in actors)
     started = time.monotonic()
     for rows in segments:
         actors[0](rows)
@@ -178,10 +184,10 @@ def _seen_seconds(rows: pa.Table) -> float:
     return float(sum(rows["video_seconds"].to_pylist()))
 
 
-def _peak_mb(actor: FaceActor) -> float:
-    status = Path(f"/proc/{actor.decoder.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
+def _peak_of(actor: FaceActor) -> float:
+    pid = actor.decoder.pid
+    assert pid is not None
+    return peak_mb(pid)
 
 
 def _two_hours(clip: Path, scratch: Path) -> Measurement:
@@ -193,7 +199,7 @@ def _two_hours(clip: Path, scratch: Path) -> Measurement:
         loop_clip(clip, film, seconds)
         actor = FaceActor(_settings())
         actor(_segments_of(film, segments))
-        peaks.append(_peak_mb(actor))
+        peaks.append(_peak_of(actor))
         actor.decoder.stop()
     return less_is_better("child's peak memory, 2 h video / 10 min", peaks[0], peaks[1], "MB", 0.9)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "emolake.jobs")
@@ -40,6 +41,13 @@ def more_is_better(name: str, ours: float, peer: float, unit: str, least: float)
 
 def less_is_better(name: str, ours: float, peer: float, unit: str, least: float) -> Measurement:
     return Measurement(name, ours, peer, peer / max(ours, 1e-9), unit, least)
+
+
+def peak_mb(pid: int) -> float:
+    """Peak resident memory of a process (Linux, proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    told = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(told.split()[1]) / 1024
 
 
 @contextmanager

@@ -23,7 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emolake.jobs.bench.clips import loop_clip, repeated
-from emolake.jobs.bench.measurement import COMMAND, Measurement, less_is_better, more_is_better
+from emolake.jobs.bench.measurement import (
+    COMMAND,
+    Measurement,
+    less_is_better,
+    more_is_better,
+    peak_mb,
+)
 from emolake.jobs.bench.plan import minute_of
 from emolake.jobs.bench.s3 import local_s3
 from emolake.jobs.bench.store import watched_ray
@@ -226,17 +232,10 @@ def _until_first_commit(manifest: str, output: str) -> _Spent:
             if process.poll() is not None:
                 raise RuntimeError(f"annotate ended with {process.returncode}")
             time.sleep(0.5)
-        return _Spent(time.monotonic() - started, _peak_mb(process.pid))
+        return _Spent(time.monotonic() - started, peak_mb(process.pid))
     finally:
         process.terminate()
         process.wait()
-
-
-def _peak_mb(pid: int) -> float:
-    """Peak resident memory of a process (Linux, proc(5))."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    told = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(told.split()[1]) / 1024
 
 
 def _listing() -> Measurement:

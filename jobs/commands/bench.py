@@ -18,6 +18,7 @@ _BENCHES = {
     "faces": ("faces:bench_faces", True),
     "codecs": ("codecs:bench_codecs", True),
     "scenes": ("scenes:bench_scenes", False),
+    "crowd": ("crowd:bench_crowd", False),
     "start": ("start:bench_start", True),
     "annotate": ("annotate:bench_annotate", False),
     "pipeline": ("pipeline:bench_pipeline", True),
@@ -44,7 +45,7 @@ def declare(parser: Parser) -> None:
     parser.option(
         "--faces",
         "DIR",
-        "scenes: pictures and videos whose heads are used (default: scikit-image's one portrait)",
+        "scenes, crowd: pictures and videos whose heads are used (default: scikit-image's one portrait)",
         type=Path,
     )
     parser.option(
