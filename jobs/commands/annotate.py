@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import platform
 import re
 import secrets
-import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
 from emolake.jobs.cli import EXIT_TOO_MANY_FAILED, tell
 from emolake.jobs.parser import Options, Parser, input_options, run_id_option
 from emolake.jobs.progress import Expected, Progress, Tally
-from emolake.jobs.setting import Setting, computes_here, read_setting, small_models
+from emolake.jobs.setting import Setting, read_setting
 from emolake.pipeline.corpus.listing import find_videos, named_uris
-from emolake.pipeline.corpus.planning import Plan, left_of, of_run
+from emolake.pipeline.corpus.planning import Plan
 from emolake.pipeline.errors import Damaged, JobFailed, UserError, in_a_line
 from emolake.pipeline.lake.commit import RunStamp
 from emolake.pipeline.lake.forgetting import remember
 from emolake.pipeline.lake.iceberg import check_tables, open_catalog, publish
-from emolake.pipeline.lake.lease import Fence, Lease
+from emolake.pipeline.lake.lease import Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions, video_states
 from emolake.pipeline.lake.recovery import recover, tidy
-from emolake.pipeline.lake.runs import end_run, refuse_other_precision, refuse_other_run, write_run
+from emolake.pipeline.lake.runs import end_run, refuse_other_run, write_run
 from emolake.pipeline.lake.schema import ENDPOINT_USAGE, LISTED_ROW
 from emolake.pipeline.models.served import ServedConfig
 from emolake.pipeline.storage.names import unsigned
 from emolake.pipeline.storage.shards import Shards, together
 from emolake.pipeline.storage.traffic import ours
 
-if TYPE_CHECKING:
-    from emolake.jobs.graph.pools import Pools
-
 _VERSIONS_OF = ("emolake", "ray", "torch", "transformers", "pyarrow", "av", "fsspec", "mtcnn")
-
-_POOLS_EVERY_S = 10.0
-_RAISED_BY_US = re.compile(r"emolake\.pipeline\.errors\.(?:UserError|JobFailed|DeviceFailed): (.+)")
-"""What an actor that could not start said, within the pages that Ray wraps it in."""
 
 
 def declare(parser: Parser) -> None:
@@ -135,7 +124,11 @@ def _run(
             if not model.config.trained:
                 name = model.config.name
                 progress.say(f"model {name} has random weights: its labels mean nothing")
-        _annotate(setting, run, record, plan, ledger, lease, progress)
+        record |= _told_of(plan, Counter(), Tally(), 0.0)
+        # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
+        from emolake.jobs.graph.passes import Passes
+
+        Passes(setting, run, record, plan, lease, progress).annotate(ledger)
         progress.waits_for("settling what was written")
         ledger = recover(setting.lake, lease.fence, own=True)
     else:
@@ -144,123 +137,6 @@ def _run(
     ended = {"state": "ended", "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
     told = _told_of(plan, states, progress.tally, time.monotonic() - clock)
     return record | told | _endpoint(setting, progress.tally) | ended
-
-
-def _annotate(
-    setting: Setting,
-    run: RunStamp,
-    record: dict[str, Any],
-    plan: Plan,
-    ledger: Shards,
-    lease: Lease,
-    progress: Progress,
-) -> None:
-    # Ray and what comes with it take seconds to import: not for a run that has nothing to do.
-    import ray
-
-    from emolake.jobs.graph.aside import Aside
-    from emolake.jobs.graph.start import start_ray, stop_ray
-
-    alone = not ray.is_initialized()
-    on_term = signal.getsignal(signal.SIGTERM)
-    address = os.environ.get("RAY_ADDRESS")
-    progress.waits_for(f"joining Ray at {address}" if address else "starting Ray")
-    try:
-        if alone:
-            start_ray(setting.config.resources)
-            signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own in place
-        aside, left, first, on_gpus = Aside(), plan, lease.number, False
-        while left.todo.num_rows:
-            pools = _pools(setting, progress, aside.gpus if left is not plan else None)
-            if on_gpus and not pools.gpus:
-                raise JobFailed("no GPU is left; the same command resumes")
-            on_gpus = pools.gpus > 0
-            try:
-                _pass(setting, run, record, left, ledger, lease.fence, progress, pools)
-                break
-            except ray.exceptions.RayError as error:
-                if (told := aside.broke(str(error))) is None:
-                    raise
-            progress.warn(told)
-            record.setdefault("devices", []).append(told)
-            # The actors of the graph that has ended go, and their GPUs are free, when nothing refers to them
-            # any more; the error did, by its traceback.
-            gc.collect()
-            aside.take()
-            # Tasks of the graph that has ended may still be at it: as those of a killed run.
-            lease.renew()
-            ledger = recover(setting.lake, lease.fence)
-            left = replace(plan, todo=left_of(plan.todo, ledger, run.run_id, first))
-            progress.tally.told_by(of_run(rows, run.run_id, first) for rows in ledger.parts())
-    except ray.exceptions.RayError as error:
-        raised = _RAISED_BY_US.findall(str(error))
-        if not raised:
-            raise
-        raise JobFailed(raised[-1]) from error
-    finally:
-        if alone:
-            stop_ray()
-
-
-def _pools(setting: Setting, progress: Progress, gpus_aside: int | None) -> Pools:
-    from emolake.jobs.graph.pools import pool_sizes
-
-    return pool_sizes(
-        setting.config.resources,
-        progress.say,
-        on_device=computes_here(setting.models, setting.config),
-        rows=progress.expected.segments,
-        small=small_models(setting.models, setting.config),
-        gpus_aside=gpus_aside,
-    )
-
-
-def _pass(
-    setting: Setting,
-    run: RunStamp,
-    record: dict[str, Any],
-    plan: Plan,
-    ledger: Shards,
-    fence: Fence,
-    progress: Progress,
-    pools: Pools,
-) -> None:
-    """The graph, once."""
-    import ray
-
-    from emolake.jobs.graph.flow import annotated
-    from emolake.jobs.graph.metrics import RunMetrics
-    from emolake.jobs.graph.pools import Held
-
-    tally = progress.tally
-    tally.workers = {"faces": pools.faces.first, "annotate": pools.annotate.first}
-    record["precision"] = setting.config.annotator.precision_on(gpu=pools.gpus > 0)
-    if not setting.asked.reprocess:
-        refuse_other_precision(setting.lake, ledger, record)
-    # Before the first row: those of a run that is killed have a record as well.
-    write_run(setting.lake, record | _told_of(plan, Counter(), Tally(), 0.0))
-    names = ", ".join(model.config.name for model in setting.models)
-    progress.waits_for(
-        f"starting {pools.faces.first} face and {pools.annotate.first} annotation actors ({names})"
-    )
-    metrics = RunMetrics(run.run_id)
-    held, looked = Held(pools), time.monotonic()
-    try:
-        for row in annotated(plan, setting, pools, run, fence):
-            progress.add(row)
-            metrics.add(row, tally)
-            if time.monotonic() - looked > _POOLS_EVERY_S:
-                looked = time.monotonic()
-                held.look()
-                tally.workers = held.workers
-        held.look()
-        tally.workers = held.workers
-    except ray.exceptions.RayError:
-        held.look()
-        raise
-    finally:
-        tally.cpu_seconds += held.cpu_seconds
-        tally.gpu_seconds += held.gpu_seconds
 
 
 def _record(setting: Setting, run: RunStamp, started: datetime) -> dict[str, Any]:
