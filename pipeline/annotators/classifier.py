@@ -14,10 +14,9 @@ from torch import Tensor
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import CPU_SIZE, MicroBatches
 from emolake.pipeline.annotators.onnx import described_network
-from emolake.pipeline.annotators.pixels import Normaliser
+from emolake.pipeline.annotators.pixels import Normaliser, decoded
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.catalog import model_path, model_revision, read_config
 from emolake.pipeline.models.classifier import NUMBERS, ClassifierConfig
@@ -91,7 +90,7 @@ class ClassifierAnnotator:
         of_each = [window.crops[self.config.crop].pictures for window in batch]
         if not all(of_each):
             raise ValueError("a window without a picture cannot be classified")
-        pictures = [decode_crop(data) for crops in of_each for data in crops]
+        pictures = decoded((data for crops in of_each for data in crops), self.device)
         pixels = self.network.pixels(pictures)
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()

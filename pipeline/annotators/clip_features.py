@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
+from emolake.pipeline.annotators.pixels import Normaliser, decoded, for_device, on_device
 from emolake.pipeline.errors import UserError, in_a_line
-from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.models.catalog import folder_of
 
 _LAYERS = 4
@@ -173,7 +172,7 @@ class _Encoder:
 
     def decoded(self, encoded: list[bytes]) -> Tensor:
         """(N, H, W, 3) uint8."""
-        return for_device(np.stack([decode_crop(data) for data in encoded]), self._device)
+        return for_device(np.stack(decoded(encoded, self._device)), self._device)
 
     def pixels(self, pictures: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, S, S) float32, normalised; S is the model's."""

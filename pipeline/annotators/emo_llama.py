@@ -15,10 +15,9 @@ from emolake.pipeline.annotators.answers import by_answer
 from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import CompiledWhereItPays, MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
-from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
+from emolake.pipeline.annotators.pixels import Normaliser, decoded, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.align import MIRRORED_POINTS
-from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.config import EmoLlamaConfig
 from emolake.pipeline.models.emo_llama import EmoLlama, EncodedFrames
@@ -112,7 +111,7 @@ class EmoLlamaAnnotator:
 
     def prepared(self, batch: Sequence[WindowInput]) -> Pictures:
         views = [window.crops[self.view] for window in batch]
-        pictures = [decode_crop(crop) for view in views for crop in view.pictures]
+        pictures = decoded((crop for view in views for crop in view.pictures), self.device)
         return Pictures(
             pixels=for_device(np.stack(pictures), self.device),
             features=for_device(np.stack([w.features for w in batch]), self.device),

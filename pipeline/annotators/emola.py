@@ -16,10 +16,9 @@ from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.language_side import LanguageSide
 from emolake.pipeline.annotators.onnx import OnnxNetwork
-from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
+from emolake.pipeline.annotators.pixels import Normaliser, decoded, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.errors import UserError
-from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set
 from emolake.pipeline.models.catalog import model_path, model_revision
 from emolake.pipeline.models.config import EmolaConfig
@@ -69,7 +68,7 @@ class EmolaAnnotator:
         return list(self.batches.run(windows, self.prepared, self.forward))
 
     def prepared(self, batch: Sequence[WindowInput]) -> Faces:
-        pictures = [decode_crop(w.crops[self.config.crop].pictures[0]) for w in batch]
+        pictures = decoded((w.crops[self.config.crop].pictures[0] for w in batch), self.device)
         return Faces(
             pixels=for_device(np.stack(pictures), self.device),
             landmarks=for_device(self.landmarks(pictures), self.device),

@@ -14,9 +14,8 @@ from emolake.pipeline.annotators.base import Annotation, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.clip_features import ClipEncoders, Clips
 from emolake.pipeline.annotators.language_side import LanguageSide
-from emolake.pipeline.annotators.pixels import Normaliser, for_device, on_device
+from emolake.pipeline.annotators.pixels import Normaliser, decoded, for_device, on_device
 from emolake.pipeline.config import AnnotatorConfig
-from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.labels import label_set, spelled
 from emolake.pipeline.models.catalog import model_path, model_revision
 from emolake.pipeline.models.config import EmotionLlamaConfig
@@ -94,7 +93,7 @@ class EmotionLlamaAnnotator:
         return [annotation for annotation in out if annotation is not None]
 
     def prepared(self, batch: Sequence[WindowInput]) -> Given:
-        pictures = [decode_crop(window.frames[self.config.picture][0]) for window in batch]
+        pictures = decoded((w.frames[self.config.picture][0] for w in batch), self.device)
         faces, clip = self.config.faces, self.config.clip
         return Given(
             windows=batch,

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emolake.pipeline.faces.encoding import decode_crop
 from emolake.pipeline.models.transfer import pinned
+from emolake.pipeline.video.frame import Frame
+
+_MOST_DECODERS = 4
+
+
+def decoded(encoded: Iterable[bytes], device: torch.device) -> list[Frame]:
+    """The pictures (S, S, 3) uint8, RGB, that `encode_crop` took. For a GPU by several threads: one decodes
+    about as many windows a second as the largest can take of EMO-LLaMA (docs/benchmarks.md)."""
+    return list((_decoders().map if device.type == "cuda" else map)(decode_crop, encoded))
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "decode")
 
 
 def for_device(array: NDArray[Any], device: torch.device) -> Tensor:

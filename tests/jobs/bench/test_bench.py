@@ -95,7 +95,7 @@ def test_the_annotation_bench_needs_neither_ray_nor_pyav() -> None:
         "from emolake.jobs.bench import annotate\n"
         "annotate._WINDOWS['tiny'] = 2\n"
         "rows = [m.row() for m in annotate.bench_annotate([], None, Namespace(shape='tiny', profile=None))]\n"
-        "assert len(rows) == 8 and all(row['ours'] > 0 for row in rows), rows\n"
+        "assert len(rows) == 10 and all(row['ours'] > 0 for row in rows), rows\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

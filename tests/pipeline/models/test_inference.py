@@ -1,6 +1,7 @@
 """EMO-LLaMA's inference: whatever the batch, precision or packing, a window's answer is its own."""
 
 import threading
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from emolake.pipeline.annotators.base import FaceCrops, WindowInput
 from emolake.pipeline.annotators.batches import MicroBatches
 from emolake.pipeline.annotators.emo_llama import EmoLlamaAnnotator
+from emolake.pipeline.annotators.pixels import decoded
 from emolake.pipeline.config import AnnotatorConfig
 from emolake.pipeline.faces.align import MIRRORED_POINTS
 from emolake.pipeline.faces.encoding import decode_crop, decode_picture, encode_crop
@@ -307,3 +309,61 @@ def test_the_next_batch_is_prepared_while_the_current_one_runs() -> None:
     batches = MicroBatches(2)
     batches._ahead = True
     assert list(batches.run(list(range(5)), prepare, forward)) == doubled(list(range(5)))
+
+
+class PretendedDevice:
+    """Clocks of a device, of the process that gives it work, and of the thread that decodes ahead: seconds
+    pass by what each does, and nobody waits for them."""
+
+    def __init__(self, decoding: float, computing: float) -> None:
+        self.decoding, self.computing = decoding, computing
+        self.now = self.decoder = self.idle = 0.0
+        self._begun: dict[int, threading.Event] = defaultdict(threading.Event)
+
+    def prepare(self, batch: list[int]) -> tuple[list[int], float]:
+        ahead = threading.current_thread() is not threading.main_thread()
+        begins = max(self.now, self.decoder) if ahead else self.now
+        self.decoder = begins + self.decoding * len(batch)
+        self._begun[batch[0]].set()
+        return batch, self.decoder
+
+    def forward(self, given: tuple[list[int], float], after: int | None) -> list[int]:
+        batch, ready = given
+        if after is not None:
+            assert self._begun[after].wait(10), (
+                "the next batch is decoded only when this one is done"
+            )
+        self.idle += max(ready - self.now, 0.0)
+        self.now = max(ready, self.now) + self.computing * len(batch)
+        return doubled(batch)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "idle"),
+    [
+        (0.5, 8 * 0.5),  # the first batch of a call is waited for, and no other
+        (1.5, 8 * 1.5 + 4 * 8 * 0.5),  # where decoding takes longer, what it takes longer
+    ],
+)
+def test_a_device_waits_for_the_first_batch_and_for_what_decoding_takes_longer(
+    decoding: float, idle: float
+) -> None:
+    device, items = PretendedDevice(decoding, 1.0), list(range(40))
+    batches = MicroBatches(8)
+    batches._ahead = True
+
+    def forward(given: tuple[list[int], float]) -> list[int]:
+        after = given[0][-1] + 1
+        return device.forward(given, after if after < len(items) else None)
+
+    assert list(batches.run(items, device.prepare, forward)) == doubled(items)
+    assert device.idle == pytest.approx(idle)
+
+
+def test_what_a_gpu_is_given_is_decoded_by_threads_in_order() -> None:
+    pictures = [np.full((8, 8, 3), k, np.uint8) for k in range(40)]
+    encoded = [encode_crop(picture, "png") for picture in pictures]
+    for device in ("cpu", "cuda"):
+        assert [p[0, 0, 0] for p in decoded(encoded, torch.device(device))] == list(range(40))
+    with pytest.raises(ValueError, match="not an encoded crop"):
+        decoded([encoded[0], b"torn"], torch.device("cuda"))
