@@ -30,6 +30,7 @@ from emolake.pipeline.storage.files import (
     unfinished_uploads,
     write_whole,
 )
+from emolake.pipeline.storage.names import unsigned
 from emolake.pipeline.storage.traffic import count
 
 DATA_TABLES = ("annotations", "tracks")
@@ -40,10 +41,10 @@ LEASES = "_lease"
 FORGOTTEN = "_forgotten"
 _ROW_GROUP = 128 * 1024
 _DATA_FILE = re.compile(
-    r"/(?P<table>annotations|tracks|videos|labels)/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
-    r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{16}-[0-9a-f]{8})\.parquet$"
+    r"/corpus=(?P<corpus>[^/]+)/date=(?P<date>[^/]+)/"
+    r"(?P<commit_id>(L\d{9}-\d{3}-)?[0-9a-f]{16}-[0-9a-f]{8})\.parquet"
 )
-"""By its name a file is ours, and nobody else's is read or removed."""
+"""By its name within a table's folder a file is ours, and nobody else's is read or removed."""
 _PARTIAL = re.compile(
     r"/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX) + "$"
 )
@@ -78,7 +79,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Lake:
-    """An output: a file system and the path in it."""
+    """An output: a file system and the path in it. uri: as it is told, without what opens it."""
 
     uri: str
     fs: AbstractFileSystem
@@ -91,12 +92,14 @@ class Lake:
     @classmethod
     def at(cls, uri: str, storage: Storage) -> Lake:
         """UserError where no store can be had for it."""
+        if "\0" in uri:
+            raise UserError(f"output {uri!r} is no name: it holds a NUL")
         try:
             fs, path = storage.locate(uri)
         except OSError as error:
             told = in_a_line(error, 300)
             raise UserError(f"{in_a_line(uri)} cannot be reached: {told}") from None
-        return cls(uri, fs, path.rstrip("/"))
+        return cls(unsigned(uri), fs, path.rstrip("/"))
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -109,9 +112,14 @@ class Lake:
         files = [
             DataFile(path, size)
             for path, size in self._found(self.path(table))
-            if _DATA_FILE.search("/" + path.lstrip("/"))
+            if self._ours(table, path)
         ]
         return sorted(files, key=lambda f: f.path)
+
+    def _ours(self, table: str, path: str) -> re.Match[str] | None:
+        """Not what lies deeper, such as a copy of an output."""
+        folder = self.path(table).lstrip("/")
+        return _DATA_FILE.fullmatch(path.lstrip("/").removeprefix(folder))
 
     def _found(self, folder: str) -> Iterator[tuple[str, int]]:
         """All files under a folder with their sizes, none where there is no such folder. Of a local one name
@@ -150,7 +158,7 @@ class Lake:
         invisible and billed. dead: by commit id."""
         for table in TABLES:
             for path, upload_id in unfinished_uploads(self.fs, self.path(table)):
-                match = _DATA_FILE.search("/" + path)
+                match = self._ours(table, path)
                 if match is not None and dead(match["commit_id"]):
                     abort_upload(self.fs, path, upload_id)
 

@@ -35,7 +35,8 @@ class Ledger:
     standing says whether a row is
     - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
       object has changed, or was cut into other segments, the new version counts once all its
-      segments are there and none of them failed in a way that may pass;
+      segments are there and none of them failed in a way that may pass; one of which something worked, as
+      soon as all are there, where nothing worked of what it replaces;
     - pending: of a newer version that is not so far yet, or a newer failure that may pass, of what has
       been done before;
     - stale: replaced by a row that counts.
@@ -117,18 +118,25 @@ def _standing(rows: pa.Table) -> pa.Array:
     newest = newest.append_column("is_firm", is_firm.cast(pa.int64())).append_column(
         "speaks", pc.if_else(is_firm, newest["firm_max"], newest["at_max"])
     )
+    worked = pc.invert(failed.take(newest["speaks"])).cast(pa.int64())
+    newest = newest.append_column("worked", worked)
     versions = newest.group_by(version).aggregate(
-        [("segment", "count"), ("is_firm", "sum"), ("speaks", "max")]
+        [("segment", "count"), ("is_firm", "sum"), ("worked", "max"), ("speaks", "max")]
     )
     latest: dict[tuple[str, str, int], tuple[int, int]] = {}
     chosen: dict[str, tuple[int, int]] = {}
-    columns = (*version, "segment_count", "is_firm_sum", "speaks_max")
-    for uri, video_id, count, there, firm_ones, at in _zipped(versions, *columns):
-        # Where some of a newer version may still come out otherwise, what it shall replace stays.
+    useless: dict[str, bool] = {}
+    columns = (*version, "segment_count", "is_firm_sum", "worked_max", "speaks_max")
+    for uri, video_id, count, there, firm_ones, worked, at in _zipped(
+        versions.sort_by("speaks_max"), *columns
+    ):
+        # Where some of a newer version may still come out otherwise, what it shall replace stays: unless
+        # that is a failure and nothing else.
         wholeness = 0 if there < count or not firm_ones else 2 if firm_ones == count else 1
         rank = (wholeness, at)
         latest[(uri, video_id, count)] = rank
-        chosen[uri] = max(chosen.get(uri, rank), rank)
+        if uri not in chosen or rank > chosen[uri] or (useless[uri] and worked and wholeness):
+            chosen[uri], useless[uri] = rank, not worked
     standing = ["stale"] * rows.num_rows
     for uri, video_id, count, at, speaks in _zipped(newest, *version, "at_max", "speaks"):
         rank = latest[(uri, video_id, count)]

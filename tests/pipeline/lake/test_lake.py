@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from emolake.jobs.cli import main
 from emolake.pipeline.errors import UserError
@@ -411,6 +413,45 @@ def test_a_version_of_which_some_may_still_work_replaces_nothing_that_worked(tmp
     night(lake, 3, [segment("v", k, of=3, attempt=2) for k in (1, 2)])
     assert {k[1] for k in glob_keys(lake)} == {0, 1, 2}
     assert set(ledger(lake).rows["n_segments"].to_pylist()) == {3}
+
+
+def test_a_failure_and_nothing_else_shields_nothing_from_what_works_of_a_newer_version(
+    tmp_path,
+) -> None:
+    lake = lake_at(tmp_path)
+    night(lake, 1, [segment("v@1", windows=0, failed=True, reason="not_a_video")])
+    late = segment("v@2", 2, of=3, windows=0, failed=True, reason="timeout")
+    night(lake, 2, [segment("v@2", k, of=3) for k in (0, 1)])
+    assert set(ledger(lake).live["video_id"].to_pylist()) == {"v@1"}  # not all of it is there yet
+    night(lake, 3, [late])
+    assert set(ledger(lake).live["video_id"].to_pylist()) == {"v@2"}
+    assert {k[:2] for k in glob_keys(lake)} == {("v@2", 0), ("v@2", 1)}
+    # A file that has become another, and is none any more, is what it is.
+    night(lake, 4, [segment("v@3", windows=0, failed=True, reason="not_a_video")])
+    assert glob_keys(lake) == [k for k in glob_keys(lake) if k[0] == "v@2"]
+    night(lake, 5, [segment("v@2", 2, of=3)])
+    night(lake, 6, [segment("v@4", windows=0, failed=True, reason="not_a_video")])
+    assert glob_keys(lake) == []
+
+
+def test_an_output_is_told_without_what_opens_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Storage, "locate", lambda *_: (LocalFileSystem(), str(tmp_path)))
+    assert Lake.at("sftp://me:f00@nas/out", Storage()).uri == "sftp://nas/out"
+
+
+def test_a_copy_of_an_output_within_it_is_not_read_nor_removed(tmp_path) -> None:
+    lake = lake_at(tmp_path / "out")
+    night(lake, 1, [segment("a")])
+    inner = tmp_path / "out" / "annotations" / "z-backup"
+    for table in (LEDGER, "annotations", "tracks"):
+        shutil.copytree(tmp_path / "out" / table, inner / table, ignore=lambda *_: ["z-backup"])
+        shutil.copytree(tmp_path / "out" / table, tmp_path / "out" / LEDGER / table)
+    before = sorted(path for path in inner.rglob("*.parquet"))
+    assert len(before) == 3
+    assert len(lake.files("annotations")) == len(lake.files(LEDGER)) == 1
+    night(lake, 2, [segment("a")])
+    assert sorted(path for path in inner.rglob("*.parquet")) == before
+    assert live_rows(lake, "annotations").num_rows == 2
 
 
 def test_a_passing_failure_of_an_object_that_changed_since_goes_with_it(tmp_path) -> None:
