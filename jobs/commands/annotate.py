@@ -86,6 +86,7 @@ def _job(options: Options, setting: Setting, run_id: str, progress: Progress) ->
         if setting.asked.reprocess:
             remember(setting.lake, named_uris(options.input), lease.fence)
         result = _run(setting, run, record, videos, lease, progress)
+        lease.fence()  # who has the output by now may have taken names out of the record
         write_run(setting.lake, result)
         if catalog is not None:
             progress.waits_for("publishing to Iceberg")
@@ -97,7 +98,7 @@ def _job(options: Options, setting: Setting, run_id: str, progress: Progress) ->
     finally:
         if sys.exception() is not None:
             used = _endpoint(setting, progress.tally)
-            end_run(setting.lake, run_id, in_a_line(sys.exception(), 300), used)
+            end_run(setting.lake, run_id, in_a_line(sys.exception(), 300), used, lease.fence)
         lease.release()
         if sys.exception() is not None:
             tidy(setting.lake, run_id)

@@ -41,7 +41,7 @@ def run(options: Options) -> int:
     published: list[Published] = []
     try:
         refuse_unless_used(lake)
-        uris = _named(lake, options.uri, storage)
+        uris, known = _named(lake, options.uri, storage)
         catalog = options.catalog and open_catalog(options.catalog, lake, storage.options)
         if catalog:
             check_tables(lake, catalog, options.namespace, published=True)
@@ -60,9 +60,9 @@ def run(options: Options) -> int:
     except OSError as error:
         raise JobFailed(lake.cannot_write(error)) from error
     snapshots = {p.table: p.snapshot_id for p in published if p.segments_removed}
-    told = {"output": lake.uri, "videos": len(uris), "rows": rows, "record": record.id}
+    told = {"output": lake.uri, "videos": len(known), "rows": rows, "record": record.id}
     lines = [
-        f"{lake.uri}: {len(uris)} videos forgotten: "
+        f"{lake.uri}: {len(known)} videos forgotten: "
         + ", ".join(f"{count} rows of {table}" for table, count in rows.items())
     ]
     lines += [
@@ -73,8 +73,9 @@ def run(options: Options) -> int:
     return tell(options, told | {"snapshots": snapshots}, *lines)
 
 
-def _named(lake: Lake, names: list[str], storage: Storage) -> set[str]:
-    """The videos that are meant. UserError where the output has never heard of what is named."""
+def _named(lake: Lake, names: list[str], storage: Storage) -> tuple[set[str], set[str]]:
+    """The videos that are meant, and those of them that the output knows: what else a manifest names may
+    come tomorrow. UserError where the output has never heard of what is named."""
     meant = {
         name: uris_of_manifest(name, storage)
         if is_manifest(name)
@@ -92,4 +93,4 @@ def _named(lake: Lake, names: list[str], storage: Storage) -> set[str]:
                 f"{lake.uri} knows no video by {in_a_line(name)!r}; name it as the column `uri` of its "
                 "tables does, or a manifest of such names"
             )
-    return known
+    return known.union(*(uris for name, uris in meant.items() if is_manifest(name))), known

@@ -111,6 +111,7 @@ class Passes:
         if not setting.asked.reprocess:
             refuse_other_precision(setting.lake, ledger, self.record)
         # Before the first row: those of a run that is killed have a record as well.
+        self.lease.fence()
         write_run(setting.lake, self.record)
         names = ", ".join(model.config.name for model in setting.models)
         progress.waits_for(

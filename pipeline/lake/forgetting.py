@@ -21,12 +21,13 @@ from emolake.pipeline.errors import in_a_line
 from emolake.pipeline.lake.layout import FORGOTTEN, Lake
 from emolake.pipeline.lake.lease import Fence
 from emolake.pipeline.lake.runs import run_records
-from emolake.pipeline.storage.files import write_whole
+from emolake.pipeline.storage.files import contents, write_whole
 
 _ERASED = "(forgotten)"
 _LONG = 200
 _TELLING = 8  # characters of a name
-_NOT_BLACKENED = ("output", "run_id", "config_hash")
+_QUOTING = ("error", "devices")
+"""What of a run record may name videos."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Forgotten:
             paths = lake.fs.ls(lake.path(FORGOTTEN), detail=False)
         except FileNotFoundError:
             return cls([])
-        told = (lake.fs.cat_file(path) for path in sorted(paths) if path.endswith(".json"))
-        return cls([Record.of(record) for record in told])
+        told = contents(lake.fs, [path for path in sorted(paths) if path.endswith(".json")])
+        return cls([Record.of(record) for record in told.values()])
 
 
 def begin(lake: Lake, uris: Collection[str], fence: Fence) -> Record:
@@ -108,7 +109,7 @@ def blacken_runs(lake: Lake, uris: Collection[str], fence: Fence) -> None:
         fence()  # whoever has the output by now may be about to write this record
         record = json.loads(lake.fs.cat_file(path))
         blackened = {
-            name: value if name in _NOT_BLACKENED else _blackened(value, told)
+            name: _blackened(value, told) if name in _QUOTING else value
             for name, value in record.items()
         }
         if blackened != record:
@@ -122,26 +123,30 @@ def _blackened(value: Any, uris: Collection[str]) -> Any:
         return [_blackened(inner, uris) for inner in value]
     if isinstance(value, str):
         for uri in uris:
+            for name in (uri, in_a_line(uri)):
+                value = value.replace(name, _ERASED)
+        for uri in uris:
             value = _without(uri, value)
     return value
 
 
 def _without(uri: str, text: str) -> str:
-    """A text in which a video is named nowhere: in full, in a line, by the last part of its name alone (as an
-    error of a URL with another's login or order of parameters tells it), or cut."""
+    """A text in which a video is named nowhere either by the last part of its name alone (as an error of a
+    URL with another's login or order of parameters tells it), or cut."""
     last = uri.rpartition("/")[2]
-    for name in dict.fromkeys((uri, in_a_line(uri), *([last] if len(last) >= _TELLING else ()))):
-        text = text.replace(name, _ERASED)
-    at = text.find(uri[:_TELLING]) if len(text) >= _LONG else -1
-    while at >= 0:
-        same = itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(uri, text[at:], strict=False)
-        )
-        end = at + sum(1 for _ in same)
-        # What is quoted at length is cut, and something may follow.
-        if end == len(text) or text[end] in ";)":
-            text = text[:at] + _ERASED + text[end:]
-        at = text.find(uri[:_TELLING], at + 1)
+    if len(last) >= _TELLING:
+        text = text.replace(last, _ERASED)
+    for name in dict.fromkeys((uri, in_a_line(uri))) if len(text) >= _LONG else ():
+        at = text.find(name[:_TELLING])
+        while at >= 0:
+            same = itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(name, text[at:], strict=False)
+            )
+            end = at + sum(1 for _ in same)
+            # What is quoted at length is cut, and something may follow.
+            if end == len(text) or text[end] in ";)" or end - at >= _LONG:
+                text = text[:at] + _ERASED + text[end:]
+            at = text.find(name[:_TELLING], at + 1)
     return text
 
 

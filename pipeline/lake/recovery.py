@@ -247,6 +247,8 @@ def _recommit(
     except FileNotFoundError:
         # Whoever had the output before has woken up and ended what it was at: it had committed the rest anew.
         return
+    if not tables[LEDGER].num_rows:
+        return
     lost: Segments = {}
     for name in DATA_TABLES:
         needs = needing(tables[LEDGER], name)

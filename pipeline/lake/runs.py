@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 
 from emolake.pipeline.errors import UserError
 from emolake.pipeline.lake.layout import RUNS, Lake
-from emolake.pipeline.storage.files import exists, write_whole
+from emolake.pipeline.lake.lease import LeaseLost
+from emolake.pipeline.storage.files import contents, exists, write_whole
 from emolake.pipeline.storage.shards import Shards
 
 
 def read_runs(lake: Lake) -> list[dict[str, Any]]:
     """The run.json of each run that ended, the last first."""
-    runs = [json.loads(lake.fs.cat_file(path)) for path in run_records(lake)]
+    runs = [json.loads(record) for record in contents(lake.fs, run_records(lake)).values()]
     told = [run for run in runs if run.get("finished_at")]
     return sorted(told, key=lambda run: str(run.get("finished_at")), reverse=True)
 
@@ -37,10 +38,13 @@ def write_run(lake: Lake, run: dict[str, Any]) -> None:
     write_whole(lake.fs, _path(lake, run["run_id"]), record)
 
 
-def end_run(lake: Lake, run_id: str, error: str, told: Mapping[str, Any]) -> None:
+def end_run(
+    lake: Lake, run_id: str, error: str, told: Mapping[str, Any], fence: Callable[[], None]
+) -> None:
     """Says in its record that a run has failed, and what is told of it besides; best effort, for nothing else
-    can be done by then."""
-    with suppress(OSError, ValueError):
+    can be done by then. Whoever has the output by then may have taken names out of the record: it stays."""
+    with suppress(OSError, ValueError, LeaseLost):
+        fence()
         record = json.loads(lake.fs.cat_file(_path(lake, run_id)))
         if record.get("state") == "running":
             write_run(lake, record | {"state": "failed", "error": error} | dict(told))

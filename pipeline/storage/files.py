@@ -8,9 +8,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -222,9 +223,19 @@ def remove_all(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
         for at in range(0, len(paths), _REMOVED_TOGETHER):
             _remove_of_s3(fs, paths[at : at + _REMOVED_TOGETHER])
     else:
-        for path in paths:
-            with suppress(FileNotFoundError):
-                fs.rm_file(path)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(partial(_remove, fs), paths))
+
+
+def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def contents(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, bytes]:
+    """Of small files, in the order of their paths."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(paths, pool.map(fs.cat_file, paths), strict=True))
 
 
 def _remove_of_s3(fs: fsspec.AbstractFileSystem, paths: list[str]) -> None:
@@ -288,6 +299,7 @@ def abort_upload(fs: fsspec.AbstractFileSystem, path: str, upload_id: str) -> No
 
 
 _REMOVED_TOGETHER = 1000
+_AT_ONCE = 16  # requests
 _CONFLICTS = 8
 
 

@@ -1,12 +1,17 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from emolake.jobs.cli import main
+from emolake.jobs.commands import annotate
+from emolake.jobs.progress import Progress
+from emolake.pipeline.config import Config
 from emolake.pipeline.corpus.listing import find_videos
 from emolake.pipeline.corpus.planning import Asked, make_plan
+from emolake.pipeline.errors import JobFailed
 from emolake.pipeline.lake import iceberg
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
 from emolake.pipeline.lake.compaction import compact
@@ -496,6 +501,7 @@ def test_run_records_tell_nothing_of_it_where_a_quotation_was_cut_or_never_ended
         ("https://h/jane-doe.mp4", "https://...@h/jane-doe.mp4 404"),
         ("/v/jane-doe-interview.mp4", "x" * 200 + " /v/jane-doe-int; mend it"),
         ("/archive/jane-doe/1.mp4", "x" * 200 + " /archive/jane-do"),
+        (f"/v/jane-doe/{'y' * 300}.mp4", f"failed, at /v/jane-doe/{'y' * 288} segment 3; anew"),
     ],
 )
 def test_run_records_tell_nothing_of_it_however_they_quote_it(
@@ -506,6 +512,54 @@ def test_run_records_tell_nothing_of_it_however_they_quote_it(
     write_run(lake, {"run_id": "r", "config_hash": "c", "error": quoted})
     assert forget(lake, uri) == 0
     assert "jane" not in (tmp_path / "_runs" / "r" / "run.json").read_text()
+
+
+def test_what_a_run_record_quotes_is_blackened_and_nothing_else(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path)
+    commit_segments(lake, [segment("a", uri="https://h/annotate-v2")], RUN, no_fence)
+    told = {"model": {"name": "annotate-v2"}, "config_hash": "c"}
+    write_run(lake, {"run_id": "r", "devices": ["CUDA error, at annotate-v2 segment 3"]} | told)
+    assert forget(lake, "https://h/annotate-v2") == 0
+    record = json.loads((tmp_path / "_runs" / "r" / "run.json").read_text())
+    assert record["devices"] == ["CUDA error, at (forgotten) segment 3"]
+    assert record["model"]["name"] == "annotate-v2"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_that_lost_the_output_writes_no_name_into_its_record_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    lake = full(tmp_path)
+    failed = "the device failed, at /v/a.mp4 segment 0"
+    blackened = {"run_id": "late", "config_hash": "c", "state": "running"}
+
+    def overtaken(_setting: object, _run: object, record: dict, *_: object) -> dict:
+        (held,) = (tmp_path / "_lease").iterdir()
+        held.with_name(f"{int(held.stem) + 1:0{len(held.stem)}}.json").write_bytes(
+            held.read_bytes()
+        )
+        write_run(lake, blackened)
+        if not ends:
+            raise JobFailed(failed)
+        return record | {"devices": [failed]}
+
+    monkeypatch.setattr(annotate, "_run", overtaken)
+    monkeypatch.setattr(annotate, "find_videos", lambda *_: iter(()))
+    setting = SimpleNamespace(
+        lake=lake, storage=Storage(), config=Config(), config_hash="c",
+        asked=Asked(), models=[SimpleNamespace(told={}, config=None)],
+    )  # fmt: skip
+    with Progress(quiet=True) as progress, pytest.raises(LeaseLost if ends else JobFailed):
+        annotate._job(SimpleNamespace(input=["/v"]), setting, "late", progress)
+    assert json.loads((tmp_path / "_runs" / "late" / "run.json").read_text()) == blackened
+
+
+def test_a_manifest_keeps_away_what_no_run_has_met_yet(tmp_path: Path, capsys) -> None:
+    lake, manifest = full(tmp_path / "lake"), tmp_path / "m.jsonl"
+    manifest.write_text('{"uri": "/v/a.mp4"}\n{"uri": "/v/tomorrow.mp4"}\n')
+    assert forget(lake, manifest) == 0
+    assert json.loads(capsys.readouterr().out)["videos"] == 1
+    assert "/v/tomorrow.mp4" in Forgotten.of(lake)
 
 
 def test_whoever_finishes_for_a_killed_forgetter_blackens_the_records_too(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from emolake.pipeline.models.catalog import model_path, model_revision
 from tests.conftest import Emolake, read_rows
 from tests.local_server import running
 from tests.pipeline.annotators.fake_vlm import FakeVlm
-from tests.pipeline.lake.test_lake import lake_at
+from tests.pipeline.lake.test_lake import lake_at, no_fence
 
 LABELS = label_set("fer2013")
 
@@ -293,7 +293,7 @@ def test_a_run_through_an_endpoint_tells_what_it_took(
 def test_the_record_of_a_run_that_fails_tells_what_it_took(tmp_path: Path) -> None:
     lake = lake_at(tmp_path)
     write_run(lake, {"run_id": "r", "state": "running", "model": "big"})
-    end_run(lake, "r", "the endpoint is away", {"endpoint": {"requests": 3}})
+    end_run(lake, "r", "the endpoint is away", {"endpoint": {"requests": 3}}, no_fence)
     (record,) = tmp_path.rglob("run.json")
     assert json.loads(record.read_text()) == {
         "run_id": "r", "state": "failed", "model": "big", "error": "the endpoint is away",
