@@ -22,8 +22,8 @@ from pydantic.fields import FieldInfo
 
 from emolake.pipeline.errors import UserError, in_a_line
 
-CORPUS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""It becomes the name of a folder."""
+CORPUS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+"""It becomes the name of a folder, which may be 255 bytes long."""
 
 
 class _Part(BaseModel):
@@ -36,7 +36,7 @@ class DecodeConfig(_Part):
     backend: Literal["pyav", "decord"] = Field("pyav", description="decoder library")
     sample_fps: float = Field(4.0, gt=0, le=240, description="frames looked at per second of video")
     segment_seconds: float = Field(
-        300.0, gt=0, description="a longer video is split into segments of this length"
+        300.0, ge=0.1, description="a longer video is split into segments of this length"
     )
     threads: int = Field(1, ge=1, le=64, description="decoder threads per face actor")
     fast: bool = Field(

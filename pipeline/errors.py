@@ -69,14 +69,21 @@ class VideoError(EmolakeError):
 
 SESSION = r"jsessionid|phpsessid|aspsessionid[a-z]*|asp\.net_sessionid"
 """What servers call the session that a URL opens, in any case."""
+KEY_NAMES = (
+    r"(?:access|auth|api|account|app|client|consumer|shared|subscription|master|private|secret)"
+    r"[-_]?key"
+)
+"""Keys that open something; a plain `key` may say which video it is."""
 _CONFIDENTIAL = (
-    r"(?:x-amz-|x-goog-)?(?:signature|credentials?|security-token)|bearer|sig|hdnts|hdnea|hdntl|hmac|jwt|sas"
-    rf"|{SESSION}|authorization|auth|passphrase|(?<=[?&])key|(?:subscription|master|private)[-_]?key"
+    rf"(?<![a-z0-9])(?:bearer|sig|hdnts|hdnea|hdntl|hmac|jwt|sas|{SESSION}|authorization|auth|passphrase|passcode"
+    r"|(?<=[?&])key)"
     r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
-    r"(?:token|secret|passw(?:or)?d|pwd|(?:access|auth|api|account|secret)[-_]?key)"
+    rf"(?:token|token__|tokenhash|signature|credentials?|secret|passw(?:or)?d|pwd|{KEY_NAMES})"
 )
 """Names (a regular expression, any case) whose values are not for lines that people read."""
-_TOLD = re.compile(rf"\b({_CONFIDENTIAL})=[^&;\s'\"]+", re.IGNORECASE)
+_TOLD = re.compile(
+    rf"({_CONFIDENTIAL})(\]|\[\w*\]|%5D|%5B\w*%5D)?=(?:[^&;\s\"]|;(?![^&;=\s]*=))+", re.IGNORECASE
+)
 _USER = re.compile(
     r"(?<![a-z])((?!(?:abfss?|wasbs?|az|oci)://)[a-z][a-z0-9+.-]{0,20}://)[^/?#\s]*@", re.IGNORECASE
 )
@@ -86,4 +93,4 @@ def in_a_line(told: object, most: int | None = None) -> str:
     """What others say in many lines, as the first `most` characters of one; passwords and signatures of
     URLs in it are left out."""
     line = " ".join(str(told).split())
-    return _USER.sub(r"\1...@", _TOLD.sub(r"\1=...", line))[:most]
+    return _USER.sub(r"\1...@", _TOLD.sub(r"\1\2=...", line))[:most]

@@ -136,6 +136,10 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
             if not files and not fs.isdir(path):
                 raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
             files = _videos_of(fs, files)
+            if name.startswith(_WEB):
+                # A web server's page tells of its files their names alone.
+                with ThreadPoolExecutor(_STAT_THREADS) as pool:
+                    files = list(pool.map(fs.info, [info["name"] for info in files]))
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
     named = namer(name, fs)
@@ -247,9 +251,9 @@ def _manifest(
             return None
         named = beside(str(row["uri"]))
         uri = canonical(named)
-        # Object stores tell etags in quotes, inventories of theirs do not.
+        # Object stores tell etags in quotes, but Google's, and inventories of theirs do not.
         etag = str(row["etag"]).strip('"')
-        version = f'"{etag}"' if "://" in uri else etag
+        version = f'"{etag}"' if "://" in uri and not uri.startswith("gs://") else etag
         signed = named if unsigned(named) != named else None
         return Video(uri, int(row["size"]), version, signed_uri=signed, **extra(row))
 
@@ -316,7 +320,7 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
         raise UserError(f"manifest {name} {error.args[0]}") from None
     except FileNotFoundError:
         raise UserError(f"manifest {name} does not exist") from None
-    except ValueError as error:  # pa.ArrowInvalid and JSON's are such
+    except (ValueError, RecursionError) as error:  # pa.ArrowInvalid and JSON's are ValueErrors
         raise UserError(f"manifest {name} is malformed: {_line(error)}") from None
     except OSError as error:
         raise UserError(f"manifest {name} cannot be read: {_line(error)}") from None

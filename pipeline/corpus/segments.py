@@ -78,7 +78,8 @@ def pictures_row(video: dict[str, Any]) -> dict[str, Any]:
 
 
 def _believable(duration_s: float | None, size: int | None) -> bool:
-    return duration_s is None or size is None or duration_s * _LEAST_BYTES_A_SECOND <= size
+    # No bytes at all and a duration: a server that did not tell its length.
+    return duration_s is None or not size or duration_s * _LEAST_BYTES_A_SECOND <= size
 
 
 def failed_video(video: dict[str, Any], reason: Reason, detail: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from emolake.pipeline.errors import SESSION, UserError, in_a_line
+from emolake.pipeline.errors import KEY_NAMES, SESSION, UserError, in_a_line
 
 _CHAINED = re.compile(r"::[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
@@ -25,12 +25,13 @@ _LOGIN = re.compile(
 (of S3 nothing that a bucket could be)."""
 _HOSTLESS = re.compile(r"(?:ftps?|ftp\+ssl|sftp|ssh|smb|webhdfs|hdfs)://", re.IGNORECASE)
 """Whose file systems tell paths without the host."""
-_SIGNATURE = re.compile(r"([a-z0-9_-]*-)?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"([a-z0-9_-]*[-_])?signature|sig|hdnts|hdnea|hdntl|__token__", re.IGNORECASE
+)
 _SECRET = re.compile(
-    r"x-([a-z]+-)*token|((access|(x-)?auth|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|csrf|download|x-[a-z]+-security)"
-    r"[-_]?)?token|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|((client|app)[-_]?)?secret"
-    r"|auth|authorization|bearer|(x-)?(access|auth|api|account|secret([-_]access)?|subscription|master|private)[-_]?key"
-    r"|[a-z-]*credentials?",
+    r"x-([a-z]+-)*token|((access|(x-)?auth|secret|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|csrf|download|x-[a-z]+-security)"
+    r"[-_]?)?token|wowzatokenhash|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|passcode|[a-z_-]*secret"
+    rf"|auth|authorization|bearer|([a-z]+[-_])*{KEY_NAMES}|[a-z-]*credentials?",
     re.IGNORECASE,
 )
 _SESSION = re.compile(SESSION, re.IGNORECASE)
@@ -41,10 +42,13 @@ _OF_A_PATH = re.compile(r";([^;/=]+)=[^;/]*")
 _WITHIN = re.compile(r"(?<![#?!/])([#?!/]++)([^#?!/=]++)=")
 """What may be a parameter of a fragment, or of an address, that stands in a value: see `_within`."""
 _SIGNING = re.compile(
-    r"x-(amz|goog|oss|obs|cos|tos)-.+|q-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|expires|policy|key-pair-id",
+    r"x-(amz|goog|oss|obs|cos|tos)-.+|awsaccesskeyid|ossaccesskeyid|googleaccessid|key-pair-id|expires",
     re.IGNORECASE,
 )
 """What stands beside the signature of a presigned URL (of S3 and its kin, Google, CloudFront)."""
+_TENCENT_SIGNING = re.compile("q-.+", re.IGNORECASE)
+_POLICY = re.compile("policy", re.IGNORECASE)
+_SIGNER = re.compile("key-pair-id|googleaccessid|(aws|oss)accesskeyid", re.IGNORECASE)
 _EXPIRING = re.compile("token|md5", re.IGNORECASE)
 _EXPIRES = re.compile("md5|expires", re.IGNORECASE)
 """A token that ends, as content networks give it: with each another end."""
@@ -177,24 +181,30 @@ def _left_out_of(query: str, address: str) -> list[re.Pattern[str]]:
     left_out = [*_ALWAYS]
     if _signed(names):
         left_out.append(_SIGNING)
+        left_out += [_TENCENT_SIGNING] * ("q-signature" in map(str.lower, names))
+        left_out += [_POLICY] * any(map(_SIGNER.fullmatch, names))
     elif (
         "expires" in map(str.lower, names)
         and any(map(_EXPIRING.fullmatch, names))
         and _A_FILE.search(address)  # else it may be the token that says which
     ):
         left_out.append(_EXPIRES)
-    if "sig" in map(str.lower, names):
+    if {"sig", "sv"} <= set(map(str.lower, names)):
         left_out.append(_AZURE_SIGNING)
     return left_out
 
 
 def _kept(told: str, left_out: list[re.Pattern[str]]) -> str:
     """A query, or a fragment, without some parameters, and without what follows one within a value."""
-    kept = ""
+    kept, gone = "", False
     for separator, part in re.findall(r"(^|[&;])([^&;]*)", told):
+        # A `;` may stand in a value; it begins a parameter where a name follows.
+        if separator == ";" and gone and "=" not in part:
+            continue
         within = (at for at, name in _within(part) if _is_any(name, _ALWAYS))
         stays = "" if _is_any(part.partition("=")[0], left_out) else part[: next(within, None)]
-        kept += separator + stays if stays or not part else ""
+        gone = bool(part) and not stays
+        kept += "" if gone else separator + stays
     return kept if len(kept) == len(told) else kept.lstrip("&;")
 
 
@@ -212,4 +222,7 @@ def _signed(names: list[str]) -> bool:
 
 
 def _is_any(name: str, patterns: list[re.Pattern[str]]) -> bool:
-    return any(pattern.fullmatch(unquote(name)) for pattern in patterns)
+    """Whether a parameter is called so, or is an entry of one (`token[]`), or an entry so called."""
+    name = unquote(name)
+    called = {name, name.partition("[")[0], name.rpartition("[")[2].removesuffix("]")}
+    return any(pattern.fullmatch(one) for pattern in patterns for one in called)

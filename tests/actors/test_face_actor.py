@@ -211,6 +211,8 @@ def test_a_header_that_promises_a_century_is_not_believed() -> None:
     assert row["n_segments"] == 1
     hour = VideoInfo(3600.0, 25.0, 64, 48, "h264")
     assert len(segment_rows(video, hour, DecodeConfig())) == 12
+    untold = video | {"size": 0}  # by a server that does not tell lengths
+    assert len(segment_rows(untold, hour, DecodeConfig())) == 12
 
 
 def test_more_crops_than_memory_holds_are_a_reason_and_no_crash(

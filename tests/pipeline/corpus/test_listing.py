@@ -2,20 +2,25 @@
 
 import json
 import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
-from emolake.pipeline.corpus.listing import _beside, find_videos
+from emolake.pipeline.corpus.listing import _beside, _video, find_videos
 from emolake.pipeline.errors import UserError, in_a_line
 from emolake.pipeline.storage.files import Storage
 from emolake.pipeline.storage.names import unsigned
 from tests.conftest import S3
+from tests.local_server import running
 
 PARTS = [*"aZ0 #?%[]{}*!&;'\"~^$@+=,.-_é", "e\u0301", "日", "::", "%20", "..", "\t"]
 NASTY = (
@@ -289,3 +294,46 @@ def test_what_signs_a_url_is_no_part_of_the_videos_name(signed: str, plain: str)
     told = in_a_line(f"403 for {signed} 'and so on'")
     assert ("f00" in told) is False
     assert told.endswith("'and so on'")
+
+
+def test_a_web_servers_folder_tells_of_its_files_what_each_of_them_tells(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    film = tmp_path / "v" / "a.mp4"
+    film.write_bytes(b"x" * 100)
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with running(
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=tmp_path))
+    ) as server:
+        folder = f"http://127.0.0.1:{server.server_port}/v/"
+
+        def rows(name: str) -> list[dict]:
+            return [row for part in find_videos([name], Storage()) for row in part.to_pylist()]
+
+        (row,) = rows(folder)
+        assert row["size"] == 100
+        assert [row] == rows(f"{folder}a.mp4")
+        film.write_bytes(b"x" * 200)
+        assert [row["video_id"]] != [again["video_id"] for again in rows(folder)]
+
+
+class Google(MemoryFileSystem):
+    """As gcsfs, which is not installed here, has names."""
+
+    protocol = ("gs", "gcs")
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.rpartition("://")[2]
+
+
+def test_googles_etags_have_no_quotes_in_a_listing_nor_in_an_inventory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(import_module("fsspec.registry")._registry, "gs", Google)
+    manifest = tmp_path / "m.csv"
+    told = {"size": 5, "name": "b/a.mp4", "type": "file"}
+    for protocol, quoted in (("gs", "CKj="), ("s3", '"CKj="')):
+        manifest.write_text(f"uri,size,etag\n{protocol}://b/a.mp4,5,CKj=\n")
+        ((row,),) = [part.to_pylist() for part in find_videos([str(manifest)], Storage())]
+        listed = _video(f"{protocol}://b/a.mp4", told | {"ETag": quoted})
+        assert row["video_id"] == listed.video_id
