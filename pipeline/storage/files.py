@@ -223,8 +223,7 @@ def remove_all(fs: fsspec.AbstractFileSystem, paths: Iterable[str]) -> None:
         for at in range(0, len(paths), _REMOVED_TOGETHER):
             _remove_of_s3(fs, paths[at : at + _REMOVED_TOGETHER])
     else:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(partial(_remove, fs), paths))
+        _for_each(fs, partial(_remove, fs), paths)
 
 
 def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -234,8 +233,15 @@ def _remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
 
 def contents(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, bytes]:
     """Of small files, in the order of their paths."""
+    return dict(zip(paths, _for_each(fs, fs.cat_file, paths), strict=True))
+
+
+def _for_each(fs: fsspec.AbstractFileSystem, asks: Callable[[str], T], paths: list[str]) -> list[T]:
+    """At once where that is a matter of requests. Not by fsspec's own way: it takes names for patterns."""
+    if not fs.async_impl:
+        return list(map(asks, paths))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return dict(zip(paths, pool.map(fs.cat_file, paths), strict=True))
+        return list(pool.map(asks, paths))
 
 
 def _remove_of_s3(fs: fsspec.AbstractFileSystem, paths: list[str]) -> None:
