@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emolake.pipeline.corpus.planning import left_of
 from emolake.pipeline.errors import JobFailed, UserError
 from emolake.pipeline.lake import commit, layout, lease, order
 from emolake.pipeline.lake.commit import RunStamp, commit_segments
@@ -32,7 +33,9 @@ from emolake.pipeline.lake.lease import Fence, Lease
 from emolake.pipeline.lake.ledger import ledger_of, newest_versions
 from emolake.pipeline.lake.reading import FilesChanged, live_rows
 from emolake.pipeline.lake.recovery import erase, recover, tidy
+from emolake.pipeline.lake.schema import VIDEO_ROW
 from emolake.pipeline.storage.files import exists
+from emolake.pipeline.storage.shards import Shards
 from tests.chaos.conftest import Amount
 from tests.chaos.steps import Actor, Killed, Store
 from tests.pipeline.lake.test_lake import segment
@@ -118,6 +121,10 @@ class Play:
         self.newest: dict[tuple[str, int, int], int] = {}
         self.whole: dict[str, int] = {}
         self.to_forget: set[str] = set()
+        self.moods = random.Random(f"breaks {seed}")
+        self.breaks = 0.4 if seed % 5 == 0 else 0.0
+        """How often a driver's stages break, as by a device, and are started anew for what is left."""
+        self.last_writers: dict[str, list[Actor]] = {}
         self._checked: set[str] = set()
         self._told: tuple[dict[str, bytes], list[dict]] = ({}, [])
         self._parsed: dict[bytes, pa.Table] = {}
@@ -175,15 +182,18 @@ class Play:
                     for key in self.segments_of(video)
                     if key not in done or video in again
                 ]
-                self.random.shuffle(todo)
-                while todo:
-                    some = [todo.pop() for _ in range(self.random.randint(1, len(todo)))]
-                    for _ in range(self.random.choice((1, 1, 2))):  # Ray may run a task twice
-                        self.start(self.writer(held.fence, name, some))
-                while not all(w.done for w in self.writers_of(name)):
-                    self.priority[me] = min(self.priority.values()) - 1
-                    exists(me.lake.fs, "wait")
-                recover(me.lake, held.fence, own=True)
+                first, plan = held.number, planned(todo)
+                while todo and self.stages_broke(me, held.fence, name, todo):
+                    held.renew()
+                    todo = keys_of(left_of(plan, recover(me.lake, held.fence), name, first))
+                ledger = recover(me.lake, held.fence, own=True)
+                left = [
+                    key
+                    for key in keys_of(left_of(plan, ledger, name, first))
+                    if key[0].partition("@")[0] not in self.to_forget
+                    and all(writer.error is None for writer in self.last_writers.get(name, ()))
+                ]
+                assert not left, f"{name} ended without {left}"
                 ended = True
             finally:
                 held.release()
@@ -192,6 +202,22 @@ class Play:
 
         work.name = name
         return work
+
+    def stages_broke(self, me: Actor, fence: Fence, run: str, todo: list[Key]) -> bool:
+        """Whether they did, before their writers had done all; those may still be at it."""
+        self.random.shuffle(todo)
+        writers = self.last_writers[run] = []
+        while todo:
+            some = [todo.pop() for _ in range(self.random.randint(1, len(todo)))]
+            for _ in range(self.random.choice((1, 1, 2))):  # Ray may run a task twice
+                writers.append(self.start(self.writer(fence, run, some)))
+        breaks = self.moods.random() < self.breaks
+        while not all(writer.done for writer in writers):
+            if breaks and self.moods.random() < 0.2:
+                return True
+            self.priority[me] = min(self.priority.values()) - 1
+            exists(me.lake.fs, "wait")
+        return False
 
     def segments_of(self, video: str) -> list[Key]:
         version = self.versions[video]
@@ -332,7 +358,7 @@ class Play:
         for actor in self.living:
             actor.kill()
         self.check()
-        self.failures = self.changes = 0.0
+        self.failures = self.changes = self.breaks = 0.0
         last = self.start(self.driver(reprocess=False))
         self.finish(last)
         assert last.error is None, repr(last.error)
@@ -369,6 +395,29 @@ class Play:
                 writer.advance()
             self.check()
         raise AssertionError(f"{actor.name} does not end")
+
+
+def planned(todo: list[Key]) -> Shards:
+    """The segments as a run's plan has them."""
+    of_video: dict[tuple[str, int], list[int]] = {}
+    for video, segment_number, of in todo:
+        of_video.setdefault((video, of), []).append(segment_number)
+    rows = [
+        dict.fromkeys(VIDEO_ROW.names)
+        | {"video_id": video, "uri": uri(video.partition("@")[0]), "corpus": "c", "attempt": 1}
+        | {"segments": None if len(wanted) == of else wanted, "n_segments": of}
+        for (video, of), wanted in of_video.items()
+    ]
+    return Shards.of(VIDEO_ROW, [pa.Table.from_pylist(rows, VIDEO_ROW)])
+
+
+def keys_of(plan: Shards) -> list[Key]:
+    return [
+        (row["video_id"], wanted, row["n_segments"])
+        for part in plan.parts()
+        for row in part.to_pylist()
+        for wanted in (range(row["n_segments"]) if row["segments"] is None else row["segments"])
+    ]
 
 
 def key_of(row: dict) -> Key:
