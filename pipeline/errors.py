@@ -77,12 +77,15 @@ KEY_NAMES = (
 _CONFIDENTIAL = (
     rf"(?<![a-z0-9])(?:bearer|sig|hdnts|hdnea|hdntl|hmac|jwt|sas|{SESSION}|authorization|auth|passphrase|passcode"
     r"|(?<=[?&])key)"
-    r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,40}"
+    r"|(?<![a-z0-9_.-])[a-z0-9_.-]{0,200}"
     rf"(?:token|token__|tokenhash|signature|credentials?|secret|passw(?:or)?d|pwd|{KEY_NAMES})"
 )
 """Names (a regular expression, any case) whose values are not for lines that people read."""
 _TOLD = re.compile(
-    rf"({_CONFIDENTIAL})(\]|\[\w*\]|%5D|%5B\w*%5D)?=(?:[^&;\s\"]|;(?![^&;=\s]*=))+", re.IGNORECASE
+    rf"({_CONFIDENTIAL})(\]|%5D|(?:\[[^\]=&\s]*\]|%5B[^=&\s]*?%5D)+)?="
+    # A quote, and a `;`, may stand in a value, and may end it.
+    r"(?:[^&;\s\"']|;(?!\s|$|[^&;=\s]*=)|'(?![,):>\]\s]|$))+",
+    re.IGNORECASE,
 )
 _USER = re.compile(
     r"(?<![a-z])((?!(?:abfss?|wasbs?|az|oci)://)[a-z][a-z0-9+.-]{0,20}://)[^/?#\s]*@", re.IGNORECASE

@@ -6,7 +6,7 @@ from emolake.jobs.cli import tell
 from emolake.jobs.parser import Options, Parser, output_argument, storage_option
 from emolake.pipeline.corpus.listing import is_manifest, named_uris, unicode_name, uris_of_manifest
 from emolake.pipeline.errors import JobFailed, UserError, in_a_line
-from emolake.pipeline.lake.forgetting import Forgotten, begin, blacken_runs, finish
+from emolake.pipeline.lake.forgetting import TELLING, Forgotten, begin, blacken_runs, finish
 from emolake.pipeline.lake.iceberg import (
     Published,
     check_tables,
@@ -51,7 +51,7 @@ def run(options: Options) -> int:
             )
         with holding(lake, "forget") as fence:
             record = begin(lake, uris, fence)
-            blacken_runs(lake, uris, fence)
+            blacken_runs(lake, {*known, *filter(_is_telling, uris)}, fence)
             recover(lake, fence, forgets=False)
             rows = erase(lake, fence, uris)
             if catalog:
@@ -71,6 +71,11 @@ def run(options: Options) -> int:
         for table, snapshot in snapshots.items()
     ]
     return tell(options, told | {"snapshots": snapshots}, *lines)
+
+
+def _is_telling(uri: str) -> bool:
+    """Whether a name that only a manifest tells is one that a record may quote, and no `/`."""
+    return len(uri.rpartition("/")[2]) >= TELLING
 
 
 def _named(lake: Lake, names: list[str], storage: Storage) -> tuple[set[str], set[str]]:

@@ -135,11 +135,13 @@ def _find(name: str, storage: Storage) -> Iterator[Video]:
             files = list(found)
             if not files and not fs.isdir(path):
                 raise UserError(f"{name} does not exist; name a file, folder, glob or manifest")
-            files = _videos_of(fs, files)
             if name.startswith(_WEB):
-                # A web server's page tells of its files their names alone.
+                # A web server's page tells of its files their names alone: each is asked.
+                uris = sorted(info["name"] for info in files if is_video_name(info["name"]))
                 with ThreadPoolExecutor(_STAT_THREADS) as pool:
-                    files = list(pool.map(fs.info, [info["name"] for info in files]))
+                    yield from pool.map(lambda uri: stat_video(uri, storage), uris)
+                return
+            files = _videos_of(fs, files)
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be listed: {_line(error)}") from None
     named = namer(name, fs)
@@ -328,7 +330,7 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
 
 def _check_row(where: str, row: dict[str, Any]) -> None:
     """UserError for what would only show when the video is done, or be written where nobody looks."""
-    if row["uri"] is None:
+    if row["uri"] in (None, ""):
         raise UserError(f"{where} has no uri")
     for name in _MANIFEST_COLUMNS:
         if not _is_unicode(str(row.get(name))):
@@ -339,7 +341,7 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     corpus, size = row.get("corpus"), row.get("size")
     if corpus is not None and not re.fullmatch(CORPUS_NAME, corpus):
         raise UserError(
-            f"{where}: corpus {corpus!r} may hold letters, digits, '.', '_' and '-' only"
+            f"{where}: corpus {corpus!r} may hold letters, digits, '.', '_' and '-' only, 200 at most"
         )
     if size is not None and not (isinstance(size, int) and 0 <= size < 1 << 63):
         raise UserError(f"{where}: size {size!r} is no number of bytes")

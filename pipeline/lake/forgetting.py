@@ -25,7 +25,7 @@ from emolake.pipeline.storage.files import contents, write_whole
 
 _ERASED = "(forgotten)"
 _LONG = 200
-_TELLING = 8  # characters of a name
+TELLING = 8  # characters of a name
 _QUOTING = ("error", "devices")
 """What of a run record may name videos."""
 
@@ -134,19 +134,20 @@ def _without(uri: str, text: str) -> str:
     """A text in which a video is named nowhere either by the last part of its name alone (as an error of a
     URL with another's login or order of parameters tells it), or cut."""
     last = uri.rpartition("/")[2]
-    if len(last) >= _TELLING:
+    if len(last) >= TELLING:
         text = text.replace(last, _ERASED)
     for name in dict.fromkeys((uri, in_a_line(uri))) if len(text) >= _LONG else ():
-        at = text.find(name[:_TELLING])
+        at = text.find(name[:TELLING])
         while at >= 0:
             same = itertools.takewhile(
                 lambda pair: pair[0] == pair[1], zip(name, text[at:], strict=False)
             )
             end = at + sum(1 for _ in same)
-            # What is quoted at length is cut, and something may follow.
-            if end == len(text) or text[end] in ";)" or end - at >= _LONG:
+            # What is quoted at length is cut, and something may follow; of another, it is its folder's name.
+            folder = len(name) - len(name.rpartition("/")[2])
+            if end == len(text) or text[end] in ";)" or (end - at > folder and text[end] == " "):
                 text = text[:at] + _ERASED + text[end:]
-            at = text.find(name[:_TELLING], at + 1)
+            at = text.find(name[:TELLING], at + 1)
     return text
 
 

@@ -46,8 +46,10 @@ _DATA_FILE = re.compile(
 )
 """By its name within a table's folder a file is ours, and nobody else's is read or removed."""
 _PARTIAL = re.compile(
-    r"/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX) + "$"
+    r"/corpus=[^/]+/date=[^/]+/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+"
+    + re.escape(PARTIAL_SUFFIX)
 )
+_PARTIAL_RECORD = re.compile(r"/[^/]+/\.run\.json\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX))
 _AT_ONCE = 16  # requests
 _AHEAD_BYTES = 64 << 20  # of files; what they hold is some times that
 
@@ -112,14 +114,13 @@ class Lake:
         files = [
             DataFile(path, size)
             for path, size in self._found(self.path(table))
-            if self._ours(table, path)
+            if self._within(table, path, _DATA_FILE)
         ]
         return sorted(files, key=lambda f: f.path)
 
-    def _ours(self, table: str, path: str) -> re.Match[str] | None:
-        """Not what lies deeper, such as a copy of an output."""
-        folder = self.path(table).lstrip("/")
-        return _DATA_FILE.fullmatch(path.lstrip("/").removeprefix(folder))
+    def _within(self, folder: str, path: str, name: re.Pattern[str]) -> re.Match[str] | None:
+        """A file of ours in a folder, and nothing that lies deeper, such as a copy of an output."""
+        return name.fullmatch(path.lstrip("/").removeprefix(self.path(folder).lstrip("/")))
 
     def _found(self, folder: str) -> Iterator[tuple[str, int]]:
         """All files under a folder with their sizes, none where there is no such folder. Of a local one name
@@ -144,21 +145,22 @@ class Lake:
             (path, match["commit_id"])
             for table in tables
             for path, _ in self._found(self.path(table))
-            if (match := _PARTIAL.search(path)) is not None
+            if (match := self._within(table, path, _PARTIAL)) is not None
         ]
 
     def partial_records(self) -> list[str]:
         """The same of runs' records. Only who holds the output writes them."""
         if not is_local(self.fs):
             return []
-        return [p for p, _ in self._found(self.path(RUNS)) if p.endswith(PARTIAL_SUFFIX)]
+        found = (path for path, _ in self._found(self.path(RUNS)))
+        return [path for path in found if self._within(RUNS, path, _PARTIAL_RECORD)]
 
     def abort_uploads(self, dead: Callable[[str], bool]) -> None:
         """Gives up what was to be a file of some commits and came only half to an S3 store, where it is
         invisible and billed. dead: by commit id."""
         for table in TABLES:
             for path, upload_id in unfinished_uploads(self.fs, self.path(table)):
-                match = self._ours(table, path)
+                match = self._within(table, path, _DATA_FILE)
                 if match is not None and dead(match["commit_id"]):
                     abort_upload(self.fs, path, upload_id)
 

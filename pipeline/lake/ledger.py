@@ -130,13 +130,17 @@ def _standing(rows: pa.Table) -> pa.Array:
     for uri, video_id, count, there, firm_ones, worked, at in _zipped(
         versions.sort_by("speaks_max"), *columns
     ):
-        # Where some of a newer version may still come out otherwise, what it shall replace stays: unless
-        # that is a failure and nothing else.
         wholeness = 0 if there < count or not firm_ones else 2 if firm_ones == count else 1
-        rank = (wholeness, at)
-        latest[(uri, video_id, count)] = rank
-        if uri not in chosen or rank > chosen[uri] or (useless[uri] and worked and wholeness):
-            chosen[uri], useless[uri] = rank, not worked
+        latest[(uri, video_id, count)] = wholeness, at
+        before = chosen[uri][0] if uri in chosen else -1
+        # Where some of a newer version may still come out otherwise, what worked and it shall replace stays,
+        # unless there is less of that.
+        if (
+            wholeness == 2
+            or (worked and wholeness > before)
+            or (useless.get(uri, True) and (wholeness >= before or (worked and wholeness)))
+        ):
+            chosen[uri], useless[uri] = (wholeness, at), not worked
     standing = ["stale"] * rows.num_rows
     for uri, video_id, count, at, speaks in _zipped(newest, *version, "at_max", "speaks"):
         rank = latest[(uri, video_id, count)]

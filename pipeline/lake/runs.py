@@ -26,11 +26,13 @@ def read_runs(lake: Lake) -> list[dict[str, Any]]:
 def run_records(lake: Lake) -> list[str]:
     """Paths of the run.json of all runs. Not by a pattern: an output's own name may look like one."""
     lake.fs.invalidate_cache()
+    folder = lake.path(RUNS)
     try:
-        found = lake.fs.find(lake.path(RUNS))
+        found = lake.fs.find(folder)
     except FileNotFoundError:
         return []
-    return [path for path in found if path.endswith("/run.json")]
+    depth = folder.strip("/").count("/") + 2
+    return [p for p in found if p.endswith("/run.json") and p.strip("/").count("/") == depth]
 
 
 def write_run(lake: Lake, run: dict[str, Any]) -> None:

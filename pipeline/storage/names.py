@@ -31,13 +31,13 @@ _SIGNATURE = re.compile(
 _SECRET = re.compile(
     r"x-([a-z]+-)*token|((access|(x-)?auth|secret|session|security|bearer|refresh|id|sas|private|oauth2?|api|user|csrf|download|x-[a-z]+-security)"
     r"[-_]?)?token|wowzatokenhash|jwt|sas|hmac|([a-z]+[-_])?passw(or)?d|pwd|passphrase|passcode|[a-z_-]*secret"
-    rf"|auth|authorization|bearer|([a-z]+[-_])*{KEY_NAMES}|[a-z-]*credentials?",
+    rf"|auth|authorization|bearer|((x|aws|secret|ocp-apim)[-_])*{KEY_NAMES}|[a-z-]*credentials?",
     re.IGNORECASE,
 )
 _SESSION = re.compile(SESSION, re.IGNORECASE)
 """As servers name theirs; any other session may be what a video shows."""
 _ALWAYS = [_SECRET, _SIGNATURE, _SESSION]
-_OF_A_PATH = re.compile(r";([^;/=]+)=[^;/]*")
+_OF_A_PATH = re.compile(r";([^;/=]+)=[^;/]*(?:;(?![^;/]*\.\w{2,4}(?:[;/]|$))[^;/=]*(?=[;/]|$))*")
 """A parameter that stands in a URL's path (RFC 3986, 3.3)."""
 _WITHIN = re.compile(r"(?<![#?!/])([#?!/]++)([^#?!/=]++)=")
 """What may be a parameter of a fragment, or of an address, that stands in a value: see `_within`."""
@@ -157,7 +157,7 @@ def _unsigned(uri: str) -> str:
     place, mark, fragment = address.partition("#")
     names = [match[1] for match in _OF_A_PATH.finditer(place)]
     place = _OF_A_PATH.sub(
-        lambda match: "" if _is_left_out_of_path(match, _signed(names)) else match[0], place
+        lambda match: "" if _is_left_out_of_path(match, _left_out_by(names)) else match[0], place
     )
     kept = _kept(fragment, _ALWAYS)
     address = f"{place}{mark}{kept}" if kept or not fragment else place
@@ -167,24 +167,20 @@ def _unsigned(uri: str) -> str:
     return f"{address}?{query}" if query else address
 
 
-def _is_left_out_of_path(parameter: re.Match[str], signed: bool) -> bool:
+def _is_left_out_of_path(parameter: re.Match[str], left_out: list[re.Pattern[str]]) -> bool:
     if _is_any(parameter[1], [_SESSION]):
         return True
     # Where a path ends so, it may be what says which file.
     names_file = parameter.end() == len(parameter.string) and _A_FILE.search(parameter[0])
-    left_out = [*_ALWAYS, *([_SIGNING] if signed else [])]
     return _is_any(parameter[1], left_out) and not names_file
 
 
 def _left_out_of(query: str, address: str) -> list[re.Pattern[str]]:
     names = [part.partition("=")[0] for part in re.split("[&;]", query)]
-    left_out = [*_ALWAYS]
-    if _signed(names):
-        left_out.append(_SIGNING)
-        left_out += [_TENCENT_SIGNING] * ("q-signature" in map(str.lower, names))
-        left_out += [_POLICY] * any(map(_SIGNER.fullmatch, names))
-    elif (
-        "expires" in map(str.lower, names)
+    left_out = _left_out_by(names)
+    if (
+        _SIGNING not in left_out
+        and "expires" in map(str.lower, names)
         and any(map(_EXPIRING.fullmatch, names))
         and _A_FILE.search(address)  # else it may be the token that says which
     ):
@@ -194,17 +190,27 @@ def _left_out_of(query: str, address: str) -> list[re.Pattern[str]]:
     return left_out
 
 
+def _left_out_by(names: list[str]) -> list[re.Pattern[str]]:
+    """What is left out of a path, or a query, that holds parameters of these names."""
+    left_out = [*_ALWAYS]
+    if any(map(_SIGNATURE.fullmatch, names)):
+        left_out.append(_SIGNING)
+        left_out += [_TENCENT_SIGNING] * ("q-signature" in map(str.lower, names))
+        left_out += [_POLICY] * any(map(_SIGNER.fullmatch, names))
+    return left_out
+
+
 def _kept(told: str, left_out: list[re.Pattern[str]]) -> str:
     """A query, or a fragment, without some parameters, and without what follows one within a value."""
     kept, gone = "", False
     for separator, part in re.findall(r"(^|[&;])([^&;]*)", told):
-        # A `;` may stand in a value; it begins a parameter where a name follows.
-        if separator == ";" and gone and "=" not in part:
+        # A `;` may stand in a value; it begins a parameter where a name follows, or what says which file.
+        if separator == ";" and gone and "=" not in part and not _A_FILE.search(part):
             continue
         within = (at for at, name in _within(part) if _is_any(name, _ALWAYS))
         stays = "" if _is_any(part.partition("=")[0], left_out) else part[: next(within, None)]
-        gone = bool(part) and not stays
-        kept += "" if gone else separator + stays
+        gone = len(stays) < len(part)
+        kept += separator + stays if stays or not part else ""
     return kept if len(kept) == len(told) else kept.lstrip("&;")
 
 
@@ -217,12 +223,8 @@ def _within(part: str) -> Iterator[tuple[int, str]]:
             yield match.start() + (mark.start() if mark else 0), match[2]
 
 
-def _signed(names: list[str]) -> bool:
-    return any(map(_SIGNATURE.fullmatch, names))
-
-
 def _is_any(name: str, patterns: list[re.Pattern[str]]) -> bool:
     """Whether a parameter is called so, or is an entry of one (`token[]`), or an entry so called."""
     name = unquote(name)
-    called = {name, name.partition("[")[0], name.rpartition("[")[2].removesuffix("]")}
+    called = {name, name.rpartition("[")[2].removesuffix("]"), re.sub(r"(\[\d*\])+$", "", name)}
     return any(pattern.fullmatch(one) for pattern in patterns for one in called)

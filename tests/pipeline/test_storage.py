@@ -232,6 +232,10 @@ def test_what_opens_an_object_store_is_not_sent_to_a_web_server() -> None:
         "https://h/a.mp4?consumer_secret=f00&api_secret=f00&webhook_secret=f00&wsSecret=f00",
         "https://h/a.mp4?app_key=f00&client-key=f00&Ocp-Apim-Subscription-Key=f00",
         "https://h/a.mp4?secret_token=f00&wowzatokenhash=f00",
+        "https://h/p?u=https://b/a.mp4?token=(a;f00&v=1",
+        "https://h/v;token=(a;f00/a.mp4",
+        "https://h/a.mp4?token[0][1]=f00&token%5B0%5D%5B%5D=f00",
+        f"https://h/a.mp4?{'my-' * 15}signature=f00",
     ],
 )
 def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
@@ -239,6 +243,22 @@ def test_what_lets_one_in_is_no_part_of_a_name_nor_of_a_line(uri: str) -> None:
     for before in ("cannot open ", "...", "1.", "5", "-"):
         assert "f00" not in in_a_line(f"{before}{uri} today")
     assert "f00" not in canonical(uri)
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (
+            "no https://h/a?token=f00; mend it; then go",
+            "no https://h/a?token=...; mend it; then go",
+        ),
+        ("url='https://h/a?sig=f00',status=403", "url='https://h/a?sig=...',status=403"),
+        ("open('https://h/a?token=f00'): failed", "open('https://h/a?token=...'): failed"),
+        ("https://h/a?token=f00'", "https://h/a?token=...'"),
+    ],
+)
+def test_what_follows_a_secret_is_told(told: str, line: str) -> None:
+    assert in_a_line(told) == line
 
 
 def test_a_line_of_something_long_is_made_at_once() -> None:
@@ -282,6 +302,13 @@ def test_a_name_of_something_long_is_made_at_once(letters: str) -> None:
         ("https://h/d?file=/lake/auth=public/a.mp4", "https://h/d?file=/lake/auth=public/a.mp4"),
         ("https://h/d?sig=S&file=/lake/st=ny/a.mp4", "https://h/d?file=/lake/st=ny/a.mp4"),
         ("https://h/d?token=1;b=2;c", "https://h/d?b=2;c"),
+        ("https://h/d?token=1;c&b=2", "https://h/d?b=2"),
+        ("https://h/d?token=1;a.mp4", "https://h/d?a.mp4"),
+        ("https://h/d;token=1;a.mp4", "https://h/d;a.mp4"),
+        ("https://h/d?auth[file]=a.mp4", "https://h/d?auth[file]=a.mp4"),
+        ("https://h/d?primary_account_key=7", "https://h/d?primary_account_key=7"),
+        ("https://h/v;Policy=p;Signature=f00;Key-Pair-Id=k;Expires=9/a.mp4", "https://h/v/a.mp4"),
+        ("https://h/v;q-ak=1;q-signature=f00;q-key-time=2/a.mp4", "https://h/v/a.mp4"),
         ("https://h/app#/watch/auth=1/v=2", "https://h/app#/watch/auth=1/v=2"),
         ("https://h/a.mp4#access_token=f00", "https://h/a.mp4"),
         ("https://h/a.mp4?%74oken=f00", "https://h/a.mp4"),

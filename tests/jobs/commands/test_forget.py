@@ -554,6 +554,15 @@ def test_a_run_that_lost_the_output_writes_no_name_into_its_record_again(
     assert json.loads((tmp_path / "_runs" / "late" / "run.json").read_text()) == blackened
 
 
+def test_what_is_quoted_of_another_in_the_same_long_folder_stays(tmp_path: Path) -> None:
+    lake, folder = lake_at(tmp_path), f"/archive/{'d' * 220}"
+    commit_segments(lake, [segment("a", uri=f"{folder}/jane.mp4")], RUN, no_fence)
+    told = f"failed, at {folder}/other.mp4 segment 3"
+    write_run(lake, {"run_id": "r", "config_hash": "c", "error": told})
+    assert forget(lake, f"{folder}/jane.mp4") == 0
+    assert json.loads((tmp_path / "_runs" / "r" / "run.json").read_text())["error"] == told
+
+
 def test_a_manifest_keeps_away_what_no_run_has_met_yet(tmp_path: Path, capsys) -> None:
     lake, manifest = full(tmp_path / "lake"), tmp_path / "m.jsonl"
     manifest.write_text('{"uri": "/v/a.mp4"}\n{"uri": "/v/tomorrow.mp4"}\n')

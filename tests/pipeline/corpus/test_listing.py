@@ -312,8 +312,10 @@ def test_a_web_servers_folder_tells_of_its_files_what_each_of_them_tells(tmp_pat
         (row,) = rows(folder)
         assert row["size"] == 100
         assert [row] == rows(f"{folder}a.mp4")
+        (tmp_path / "v" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+        assert [told["missing"] for told in rows(folder)] == [None, "not_found"]
         film.write_bytes(b"x" * 200)
-        assert [row["video_id"]] != [again["video_id"] for again in rows(folder)]
+        assert row["video_id"] != rows(folder)[0]["video_id"]
 
 
 class Google(MemoryFileSystem):

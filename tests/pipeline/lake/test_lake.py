@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -158,7 +159,12 @@ def test_what_dies_before_the_ledger_is_an_orphan_and_is_removed(tmp_path) -> No
         commit_segments(lake, [segment("b")], RUN, NoFence(error=KeyboardInterrupt()))
     assert ("b", 0, 0) in glob_keys(lake)
     assert "b" not in video_states(ledger(lake).live)
-    aside = Path(lake.root) / "tracks" / "corpus=c" / f".{new_commit_id(1)}.parquet.0.partial"
+    aside = (
+        Path(lake.root)
+        / "tracks/corpus=c"
+        / f"date={RUN.date}"
+        / f".{new_commit_id(1)}.parquet.0.partial"
+    )
     aside.write_bytes(b"PAR1")
     recover(lake, no_fence)
     assert aside.exists(), "what is of the lease itself may still be under way"
@@ -434,6 +440,44 @@ def test_a_failure_and_nothing_else_shields_nothing_from_what_works_of_a_newer_v
     assert glob_keys(lake) == []
 
 
+@pytest.mark.parametrize("useless", [True, False])
+@pytest.mark.parametrize("state", ["timeout", "annotated"])
+def test_a_failure_that_may_pass_replaces_nothing_that_worked_of_an_unfinished_version(
+    tmp_path, useless: bool, state: str
+) -> None:
+    lake = lake_at(tmp_path)
+    failed = partial(segment, windows=0, failed=True)
+    if useless:
+        night(lake, 1, [failed("v@1", reason="not_a_video")])
+    night(lake, 2, [segment("v@2", 0, of=2), failed("v@2", 1, of=2, reason="timeout")])
+    third = (
+        segment("v@3", 0, of=3)
+        if state == "annotated"
+        else failed("v@3", 0, of=3, reason="too_large")
+    )
+    night(lake, 3, [third, *(failed("v@3", k, of=3, reason="timeout") for k in (1, 2))])
+    assert {k[:2] for k in glob_keys(lake)} >= {("v@2", 0)}
+    assert set(ledger(lake).live["video_id"].to_pylist()) == {"v@2"}
+    night(lake, 4, [segment("v@3", k, of=3, attempt=2) for k in range(3)])
+    assert {k[:2] for k in glob_keys(lake)} == {("v@3", k) for k in range(3)}
+
+
+def test_an_unfinished_version_stays_until_more_of_a_newer_one_works(tmp_path) -> None:
+    lake = lake_at(tmp_path)
+    night(lake, 1, [segment("v@1", k, of=3) for k in (0, 1)])  # killed
+    night(lake, 2, [segment("v@2", windows=0, failed=True, reason="timeout")])
+    assert {k[:2] for k in glob_keys(lake)} == {("v@1", 0), ("v@1", 1)}
+    night(
+        lake,
+        3,
+        [
+            segment("v@3", 0, of=2),
+            segment("v@3", 1, of=2, windows=0, failed=True, reason="timeout"),
+        ],
+    )
+    assert {k[:2] for k in glob_keys(lake)} == {("v@3", 0)}
+
+
 def test_an_output_is_told_without_what_opens_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Storage, "locate", lambda *_: (LocalFileSystem(), str(tmp_path)))
     assert Lake.at("sftp://me:f00@nas/out", Storage()).uri == "sftp://nas/out"
@@ -448,9 +492,21 @@ def test_a_copy_of_an_output_within_it_is_not_read_nor_removed(tmp_path) -> None
         shutil.copytree(tmp_path / "out" / table, tmp_path / "out" / LEDGER / table)
     before = sorted(path for path in inner.rglob("*.parquet"))
     assert len(before) == 3
+    others = [
+        inner
+        / "annotations"
+        / "corpus=c"
+        / "date=2026-01-31"
+        / ".L000000001-000-0123456789abcdef-01234567.parquet.0f.partial",
+        tmp_path / "out" / "_runs" / "copy" / "x" / ".run.json.0f.partial",
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
     assert len(lake.files("annotations")) == len(lake.files(LEDGER)) == 1
     night(lake, 2, [segment("a")])
     assert sorted(path for path in inner.rglob("*.parquet")) == before
+    assert all(path.exists() for path in others)
     assert live_rows(lake, "annotations").num_rows == 2
 
 
