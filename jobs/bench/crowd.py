@@ -17,7 +17,7 @@ from emolake.jobs.bench.measurement import Measurement, less_is_better, peak_mb
 from emolake.pipeline.config import Config, FacesConfig
 from emolake.pipeline.video.frame import Frame
 
-_COUNTS = (1, 20, 100)
+_COUNTS = (1, 20, 50)
 _WIDE, _HIGH = 1280, 720
 _CELL, _FACE = 80, 48  # pixels
 _FILM_S, _RATE = 8, 8
