@@ -36,7 +36,7 @@ class Ledger:
     - live: the newest of its (video_id, segment), in the newest whole version of its uri. When an
       object has changed, or was cut into other segments, the new version counts once all its
       segments are there and none of them failed in a way that may pass; one of which something worked, as
-      soon as all are there, where nothing worked of what it replaces;
+      soon as all are there, where of what it replaces nothing worked or some are missing;
     - pending: of a newer version that is not so far yet, or a newer failure that may pass, of what has
       been done before;
     - stale: replaced by a row that counts.
