@@ -330,7 +330,7 @@ def read_manifest(name: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterat
 
 def _check_row(where: str, row: dict[str, Any]) -> None:
     """UserError for what would only show when the video is done, or be written where nobody looks."""
-    if row["uri"] in (None, ""):
+    if row["uri"] is None:
         raise UserError(f"{where} has no uri")
     for name in _MANIFEST_COLUMNS:
         if not _is_unicode(str(row.get(name))):
