@@ -56,7 +56,7 @@ _TOLD = (
 
 _MOST_FAILED_IN_A_ROW = 25
 _AT_ONCE = 256 * 1024 * 1024  # bytes of windows that are taken out of a call's rows
-_READ = 64  # windows, of which that is found out
+_READ = 64  # windows at a time
 
 
 class AnnotationActor:

@@ -20,7 +20,6 @@ from typing import Any
 from emolake.pipeline.errors import in_a_line
 from emolake.pipeline.lake.layout import FORGOTTEN, Lake
 from emolake.pipeline.lake.lease import Fence
-from emolake.pipeline.lake.runs import run_records
 from emolake.pipeline.storage.files import contents, write_whole
 
 _ERASED = "(forgotten)"
@@ -105,7 +104,7 @@ def _record(forgotten: Forgotten, uris: Collection[str], fence: Fence) -> Record
 def blacken_runs(lake: Lake, uris: Collection[str], fence: Fence) -> None:
     """Takes the uris out of what run records quote, such as errors."""
     told = sorted(uris, key=len, reverse=True)
-    for path in run_records(lake):
+    for path in lake.run_records():
         fence()  # whoever has the output by now may be about to write this record
         record = json.loads(lake.fs.cat_file(path))
         blackened = {

@@ -49,6 +49,7 @@ _PARTIAL = re.compile(
     r"/corpus=[^/]+/date=[^/]+/\.(?P<commit_id>[^/]+)\.parquet\.[0-9a-f]+"
     + re.escape(PARTIAL_SUFFIX)
 )
+_RECORD = re.compile(r"/[^/]+/run\.json")
 _PARTIAL_RECORD = re.compile(r"/[^/]+/\.run\.json\.[0-9a-f]+" + re.escape(PARTIAL_SUFFIX))
 _AT_ONCE = 16  # requests
 _AHEAD_BYTES = 64 << 20  # of files; what they hold is some times that
@@ -147,6 +148,11 @@ class Lake:
             for path, _ in self._found(self.path(table))
             if (match := self._within(table, path, _PARTIAL)) is not None
         ]
+
+    def run_records(self) -> list[str]:
+        """Paths of the run.json of all runs."""
+        found = (path for path, _ in self._found(self.path(RUNS)))
+        return sorted(path for path in found if self._within(RUNS, path, _RECORD))
 
     def partial_records(self) -> list[str]:
         """The same of runs' records. Only who holds the output writes them."""

@@ -18,21 +18,9 @@ from emolake.pipeline.storage.shards import Shards
 
 def read_runs(lake: Lake) -> list[dict[str, Any]]:
     """The run.json of each run that ended, the last first."""
-    runs = [json.loads(record) for record in contents(lake.fs, run_records(lake)).values()]
+    runs = [json.loads(record) for record in contents(lake.fs, lake.run_records()).values()]
     told = [run for run in runs if run.get("finished_at")]
     return sorted(told, key=lambda run: str(run.get("finished_at")), reverse=True)
-
-
-def run_records(lake: Lake) -> list[str]:
-    """Paths of the run.json of all runs. Not by a pattern: an output's own name may look like one."""
-    lake.fs.invalidate_cache()
-    folder = lake.path(RUNS)
-    try:
-        found = lake.fs.find(folder)
-    except FileNotFoundError:
-        return []
-    depth = folder.strip("/").count("/") + 2
-    return [p for p in found if p.endswith("/run.json") and p.strip("/").count("/") == depth]
 
 
 def write_run(lake: Lake, run: dict[str, Any]) -> None:
